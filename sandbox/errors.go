@@ -1,0 +1,16 @@
+package sandbox
+
+import "errors"
+
+// What a verb can answer besides success. The server maps each to one gRPC
+// code; everything else is an internal error.
+var (
+	// ErrNotFound: no sandbox or container has that id.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalid: the request itself is wrong; the text names the field.
+	ErrInvalid = errors.New("invalid")
+	// ErrState: the object's state does not allow the verb.
+	ErrState = errors.New("not possible in this state")
+	// ErrUnsupported: the kernel or this version cannot do what is asked for.
+	ErrUnsupported = errors.New("not supported")
+)
