@@ -37,5 +37,3 @@ import (
 	_ "k8s.io/cri-client/pkg"
 	_ "k8s.io/klog/v2"
 )
-
-func main() {}

@@ -1,0 +1,55 @@
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0)
+GOLANGCI := 2.15.0
+DESTDIR ?=
+PREFIX ?= /usr/local
+FUZZTIME ?= 30s
+BENCH ?= .
+
+.PHONY: build test test-race bench demo lint vet fmt golden fuzz clean install
+.DEFAULT_GOAL := build
+
+build:
+	conmon/build
+	network/plugins
+	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/cri-runtime ./cmd/cri-runtime
+
+test:
+	deploy/setup
+	$(MAKE) build
+	go test -p 1 -timeout 20m ./...
+
+test-race: build
+	CGO_ENABLED=1 go test -race -p 1 -timeout 20m $$(go list ./... | grep -v /critest)
+
+bench: build
+	go test ./critest/... -run '^$$' -bench '$(BENCH)' -timeout 60m
+
+demo:
+	deploy/demo
+
+lint: bin/golangci-lint-$(GOLANGCI)
+	bin/golangci-lint run ./...
+
+bin/golangci-lint-$(GOLANGCI):
+	GOBIN='$(CURDIR)/bin' go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
+	bin/golangci-lint version --short | grep -qx $(GOLANGCI) && touch $@
+
+vet:
+	go vet ./...
+
+fmt: bin/golangci-lint-$(GOLANGCI)
+	bin/golangci-lint fmt
+
+golden:
+	go test ./oci -update
+
+fuzz: build
+	.ci/fuzz $(FUZZTIME)
+
+clean:
+	rm -rf bin out conmon/monitor_amd64 conmon/monitor_arm64
+
+install: build
+	install -D -t '$(DESTDIR)$(PREFIX)/bin' bin/cri-runtime
+	install -D -t '$(DESTDIR)/opt/cni/bin' bin/cni/*
+	install -D -m 0644 -t '$(DESTDIR)$(PREFIX)/lib/systemd/system' deploy/cri-runtime.service

@@ -1,0 +1,155 @@
+package main
+
+import (
+	_ "embed" // the default configuration
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// defaultTOML is both the documentation of the configuration and the only
+// place of its defaults.
+//
+//go:embed default.toml
+var defaultTOML string
+
+const (
+	defaultConfigFile = "/etc/cri-runtime/config.toml"
+	maxConfigBytes    = 1 << 20
+	maxSocketPath     = 107 // sun_path less its final zero
+)
+
+// config is what an administrator may choose. default.toml documents each key.
+type config struct {
+	Root         string        `toml:"root"`
+	State        string        `toml:"state"`
+	Listen       string        `toml:"listen"`
+	LogLevel     int           `toml:"log_level"`
+	CgroupDriver string        `toml:"cgroup_driver"`
+	CgroupParent string        `toml:"cgroup_parent"`
+	Network      networkConfig `toml:"network"`
+	Image        imageConfig   `toml:"image"`
+	Log          logConfig     `toml:"log"`
+}
+
+type networkConfig struct {
+	ConfDir string   `toml:"conf_dir"`
+	BinDirs []string `toml:"bin_dirs"`
+}
+
+type imageConfig struct {
+	RegistryConfigDir string   `toml:"registry_config_dir"`
+	Pinned            []string `toml:"pinned"`
+	MaxParallelLayers int      `toml:"max_parallel_layers"`
+	NoProgressTimeout duration `toml:"no_progress_timeout"`
+}
+
+type logConfig struct {
+	LineBytes int `toml:"line_bytes"`
+}
+
+// duration is a time.Duration written as Go writes it: "1m30s". It is a
+// struct because the decoder hands text only to types that aren't strings.
+type duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *duration) UnmarshalText(text []byte) error {
+	var err error
+	d.Duration, err = time.ParseDuration(string(text))
+	return err
+}
+
+// keyError is a value that cannot be.
+type keyError struct {
+	key  string // dotted, as in the file
+	text string
+}
+
+// Error implements error.
+func (e *keyError) Error() string { return e.key + ": " + e.text }
+
+// check returns a *keyError for the first value that cannot be.
+func (c *config) check() error {
+	for _, p := range []struct{ key, path string }{
+		{"root", c.Root},
+		{"state", c.State},
+		{"network.conf_dir", c.Network.ConfDir},
+		{"image.registry_config_dir", c.Image.RegistryConfigDir},
+	} {
+		if err := checkPath(p.key, p.path); err != nil {
+			return err
+		}
+	}
+	if len(c.Network.BinDirs) == 0 {
+		return &keyError{"network.bin_dirs", "names no directory"}
+	}
+	for _, dir := range c.Network.BinDirs {
+		if err := checkPath("network.bin_dirs", dir); err != nil {
+			return err
+		}
+	}
+	if filepath.Clean(c.Root) == filepath.Clean(c.State) {
+		return &keyError{"state", fmt.Sprintf("%q is also the root: they must be two directories", c.State)}
+	}
+	if _, err := c.socket(); err != nil {
+		return err
+	}
+	return c.checkChoices()
+}
+
+func (c *config) checkChoices() error {
+	switch c.CgroupDriver {
+	case "auto", "cgroupfs", "systemd":
+	default:
+		return &keyError{"cgroup_driver", fmt.Sprintf("%q is none of auto, cgroupfs, systemd", c.CgroupDriver)}
+	}
+	if c.CgroupParent != "" && strings.Contains("/"+c.CgroupParent+"/", "/../") {
+		return &keyError{"cgroup_parent", fmt.Sprintf("%q climbs with ..", c.CgroupParent)}
+	}
+	for _, n := range []struct {
+		key          string
+		n, low, high int
+	}{
+		{"log_level", c.LogLevel, 0, 10},
+		{"image.max_parallel_layers", c.Image.MaxParallelLayers, 1, 64},
+		{"log.line_bytes", c.Log.LineBytes, 256, 65536},
+	} {
+		if n.n < n.low || n.n > n.high {
+			return &keyError{n.key, fmt.Sprintf("%d is not between %d and %d", n.n, n.low, n.high)}
+		}
+	}
+	if d := c.Image.NoProgressTimeout.Duration; d < time.Second {
+		return &keyError{"image.no_progress_timeout", fmt.Sprintf("%s is less than a second", d)}
+	}
+	return nil
+}
+
+func checkPath(key, path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		return &keyError{key, fmt.Sprintf("%q is not an absolute path", path)}
+	case strings.ContainsRune(path, 0):
+		return &keyError{key, fmt.Sprintf("%q contains a zero byte", path)}
+	}
+	return nil
+}
+
+// socket returns the path of the CRI socket.
+func (c *config) socket() (string, error) {
+	listen := c.Listen
+	if listen == "" {
+		listen = "unix://" + filepath.Join(c.State, "cri-runtime.sock")
+	}
+	path, ok := strings.CutPrefix(listen, "unix://")
+	if !ok {
+		return "", &keyError{"listen", fmt.Sprintf("%q does not begin with unix://", listen)}
+	}
+	if err := checkPath("listen", path); err != nil {
+		return "", err
+	}
+	if len(path) > maxSocketPath {
+		return "", &keyError{"listen", fmt.Sprintf("%q has %d bytes, a socket's path at most %d", path, len(path), maxSocketPath)}
+	}
+	return path, nil
+}

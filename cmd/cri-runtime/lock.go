@@ -1,0 +1,79 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const lockName = "lock"
+
+// lockDir makes dir, private to its owner, and keeps every other daemon out
+// of it until the returned file is closed or this process ends.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make %s: %w", dir, err)
+	}
+	name := filepath.Join(dir, lockName)
+	if err := makePrivate(dir); err != nil {
+		return nil, fmt.Errorf("make %s private: %w", dir, err)
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%w (process %s): choose another directory", errInUse, holder(f))
+		}
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// makePrivate takes group's and others' access to dir away (CVE-2024-25621:
+// it may have been there with a wider mode), but not from a directory that
+// holds something else, such as /var by a slip of the hand.
+func makePrivate(dir string) error {
+	at, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if at.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	ours := func(e os.DirEntry) bool { return e.Name() == lockName }
+	if len(entries) > 0 && !slices.ContainsFunc(entries, ours) {
+		return fmt.Errorf("%w: mode is %04o; choose another directory or chmod it to 0700", errNotOurs, at.Mode().Perm())
+	}
+	return os.Chmod(dir, 0o700)
+}
+
+// holder returns the process id that a lock file names.
+func holder(f *os.File) string {
+	text := make([]byte, 16)
+	// An empty file is answered with "unknown".
+	n, _ := f.ReadAt(text, 0)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+	if err != nil {
+		return "unknown"
+	}
+	return strconv.Itoa(pid)
+}

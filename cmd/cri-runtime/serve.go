@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/sandbox"
+)
+
+func serveCommand() *cobra.Command {
+	var file string
+	var given config
+	serve := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve the CRI on a socket until SIGTERM; containers go on",
+		Args:  cobra.NoArgs,
+	}
+	flags := serve.Flags()
+	flags.StringVar(&file, "config", defaultConfigFile, "configuration `FILE`, with drop-ins in FILE.d")
+	flags.StringVar(&given.Root, "root", "", "durable state `DIR`")
+	flags.StringVar(&given.State, "state", "", "`DIR` of sockets and namespaces")
+	flags.StringVar(&given.Listen, "listen", "", "CRI socket, unix:///`SOCKET`")
+	flags.StringVar(&given.Network.ConfDir, "cni-conf-dir", "", "`DIR` of CNI network configuration lists")
+	flags.StringArrayVar(&given.Network.BinDirs, "cni-bin-dir", nil, "`DIR` of CNI plugins; may be repeated")
+	flags.IntVar(&given.LogLevel, "log-level", 0, "log verbosity `N`, 0 to 10")
+	flags.StringVar(&given.CgroupDriver, "cgroup-driver", "", "auto, cgroupfs or systemd")
+	flags.StringVar(&given.CgroupParent, "cgroup-parent", "", "parent cgroup of pods that name none")
+	serve.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := loadConfig(file, flags.Changed("config"))
+		if err != nil {
+			return err
+		}
+		if err = c.apply(&given, flags.Changed); err != nil {
+			return err
+		}
+		// The second signal meets the default action: an immediate end.
+		ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+		defer stop()
+		context.AfterFunc(ctx, stop)
+		return runDaemon(ctx, &c)
+	}
+	return serve
+}
+
+// apply takes over the flags that were given.
+func (c *config) apply(given *config, changed func(name string) bool) error {
+	for _, f := range []struct {
+		name string
+		take func()
+	}{
+		{"root", func() { c.Root = given.Root }},
+		{"state", func() { c.State = given.State }},
+		{"listen", func() { c.Listen = given.Listen }},
+		{"cni-conf-dir", func() { c.Network.ConfDir = given.Network.ConfDir }},
+		{"cni-bin-dir", func() { c.Network.BinDirs = given.Network.BinDirs }},
+		{"log-level", func() { c.LogLevel = given.LogLevel }},
+		{"cgroup-driver", func() { c.CgroupDriver = given.CgroupDriver }},
+		{"cgroup-parent", func() { c.CgroupParent = given.CgroupParent }},
+	} {
+		if changed(f.name) {
+			f.take()
+		}
+	}
+	if err := c.check(); err != nil {
+		return fmt.Errorf("%w: flags: %w", errConfig, err)
+	}
+	return nil
+}
+
+// cgroupDriver resolves "auto".
+func (c *config) cgroupDriver(systemdRuns string) string {
+	if c.CgroupDriver != "auto" {
+		return c.CgroupDriver
+	}
+	if _, err := os.Lstat(systemdRuns); err == nil {
+		return "systemd"
+	}
+	return "cgroupfs"
+}
+
+// logTo sets klog up: structured lines on stderr, which the service
+// supervisor keeps.
+func logTo(level int) error {
+	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(flags)
+	return errors.Join(flags.Set("logtostderr", "true"), flags.Set("v", strconv.Itoa(level)))
+}
+
+// runDaemon serves until ctx ends.
+func runDaemon(ctx context.Context, c *config) (err error) {
+	if err = logTo(c.LogLevel); err != nil {
+		return fmt.Errorf("set up the log: %w", err)
+	}
+	defer klog.Flush()
+	unix.Umask(0o077)
+	for _, dir := range []string{c.Root, c.State} {
+		lock, lockErr := lockDir(dir)
+		if lockErr != nil {
+			return lockErr
+		}
+		defer func() { err = errors.Join(err, lock.Close()) }()
+	}
+	pods, err := network.Open(network.Config{
+		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: filepath.Join(c.Root, "cni"),
+	})
+	if err != nil {
+		return fmt.Errorf("open network: %w", err)
+	}
+	defer func() { err = errors.Join(err, pods.Close()) }()
+	store, err := sandbox.Open(ctx, sandbox.Config{
+		Root: c.Root, State: c.State,
+		CgroupDriver: c.cgroupDriver("/run/systemd/system"), CgroupParent: c.CgroupParent,
+		LogLineBytes: c.Log.LineBytes,
+	}, pods)
+	if err != nil {
+		return fmt.Errorf("open state: %w", err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	notify(daemon.SdNotifyReady)
+	<-ctx.Done()
+	notify(daemon.SdNotifyStopping)
+	return nil
+}
+
+// notify tells the service supervisor, if there is one.
+func notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		klog.ErrorS(err, "Notify systemd", "state", state)
+	}
+}
