@@ -1,0 +1,112 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+)
+
+// Attach runs ADD with the current configuration. If it fails, DEL has been
+// run before it returns, even if ctx has ended. The Attachment is the caller's.
+func (n *Network) Attach(ctx context.Context, pod Pod) (*Attachment, error) {
+	att, err := n.attach(ctx, pod)
+	if err != nil {
+		err = fmt.Errorf("attach %s: %w", pod, err)
+		n.noteFailure(err)
+		return nil, err
+	}
+	return att, nil
+}
+
+func (n *Network) attach(ctx context.Context, pod Pod) (*Attachment, error) {
+	rt, err := runtimeConf(pod)
+	if err != nil {
+		return nil, err
+	}
+	live, err := liveNetNS(pod.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	if live == "" {
+		return nil, fmt.Errorf("%w: no network namespace at %q", ErrInvalid, pod.NetNS)
+	}
+	n.attaching.RLock()
+	defer n.attaching.RUnlock()
+	conf, err := n.usable()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.begin(ctx, pod, conf.list, rt); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	att, err := n.add(ctx, conf.list, rt)
+	if err == nil {
+		return att, nil
+	}
+	err = fmt.Errorf("network %s of %s, after %s: %w", conf.list.Name, conf.file, time.Since(start).Round(time.Millisecond), pluginError(err))
+	if undo := n.del(ctx, conf.list, rt); undo != nil {
+		return nil, errors.Join(err, fmt.Errorf("and then to undo it: %w", undo))
+	}
+	return nil, errors.Join(err, n.removeRecord(pod.ID))
+}
+
+// begin writes the record of the attachment. If an earlier ADD has had no DEL,
+// that is made up for.
+func (n *Network) begin(ctx context.Context, pod Pod, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	err := n.writeRecord(list, rt)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := n.detach(ctx, pod, nil); err != nil {
+		return fmt.Errorf("detach what an earlier attempt left: %w", err)
+	}
+	return n.writeRecord(list, rt)
+}
+
+func (n *Network) add(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (*Attachment, error) {
+	result, err := n.cni.AddNetworkList(ctx, list, rt)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := podIPs(result)
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(result)
+	if err != nil {
+		return nil, fmt.Errorf("keep result: %w", err)
+	}
+	return &Attachment{Network: list.Name, IPs: ips, Config: list.Bytes, Result: data}, nil
+}
+
+// String names the pod in errors.
+func (p Pod) String() string {
+	return fmt.Sprintf("pod %s/%s (%s)", quote([]byte(p.Namespace)), quote([]byte(p.Name)), quote([]byte(p.ID)))
+}
+
+// Check runs CHECK with the configuration of the attachment: the error says
+// what is no longer as ADD left it. Where the configuration does not know
+// CHECK the answer is nil.
+func (n *Network) Check(ctx context.Context, pod Pod, att *Attachment) error {
+	list, err := parseList(att.Config)
+	if err != nil {
+		return fmt.Errorf("check %s: configuration of the attachment: %w", pod, err)
+	}
+	rt, err := runtimeConf(pod)
+	if err != nil {
+		return fmt.Errorf("check %s: %w", pod, err)
+	}
+	if list, err = n.withResult(list, att, rt); err != nil {
+		return fmt.Errorf("check %s: %w", pod, err)
+	}
+	if err := n.cni.CheckNetworkList(ctx, list, rt); err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
+		return fmt.Errorf("check %s: network %s: %w", pod, list.Name, pluginError(err))
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"k8s.io/klog/v2"
+)
+
+// Detach runs DEL with the configuration of the ADD, to its end even if ctx
+// ends; each plugin has its deadline. att is nil when it isn't known whether
+// ADD succeeded: then the configuration is the one that ADD began with, else
+// the one in libcni's cache, else the current one. It is idempotent, and
+// needs no network namespace; after an error it is to be called again.
+func (n *Network) Detach(ctx context.Context, pod Pod, att *Attachment) error {
+	if err := n.detach(ctx, pod, att); err != nil {
+		err = fmt.Errorf("detach %s: %w", pod, err)
+		n.noteFailure(err)
+		return err
+	}
+	return nil
+}
+
+// deletion is one DEL to run.
+type deletion struct {
+	list *libcni.NetworkConfigList
+	rt   *libcni.RuntimeConf
+}
+
+func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
+	rt, err := identity(pod)
+	if err != nil {
+		if att == nil {
+			return nil // Attach refuses such a pod before it does anything
+		}
+		return err
+	}
+	if rt.NetNS, err = liveNetNS(pod.NetNS); err != nil {
+		return err
+	}
+	rec, err := n.readRecord(pod.ID)
+	if err != nil {
+		return err
+	}
+	switch {
+	case rec != nil:
+		rt.Args, rt.CapabilityArgs = rec.Args, rec.Capabilities
+	default:
+		// What is wrong with the pod now was not wrong when ADD ran.
+		if full, err := runtimeConf(pod); err == nil {
+			rt.CapabilityArgs = full.CapabilityArgs
+		}
+	}
+	deletions, err := n.deletions(att, rec, rt)
+	if err != nil {
+		return err
+	}
+	for _, d := range deletions {
+		if err := n.del(ctx, d.list, d.rt); err != nil {
+			return err
+		}
+	}
+	return n.removeRecord(pod.ID)
+}
+
+// deletions returns what to delete by the best source there is.
+func (n *Network) deletions(att *Attachment, rec *record, rt *libcni.RuntimeConf) ([]deletion, error) {
+	if att != nil {
+		list, err := parseList(att.Config)
+		if err == nil {
+			list, err = n.withResult(list, att, rt)
+		}
+		if err == nil {
+			return []deletion{{list, rt}}, nil
+		}
+		klog.InfoS("Configuration of the attachment is damaged, looking for another", "sandbox", rt.ContainerID, "err", err)
+	}
+	if rec != nil {
+		if list, err := parseList(rec.Config); err == nil {
+			return []deletion{{list, rt}}, nil
+		}
+	}
+	cached, err := n.cni.GetCachedAttachments(rt.ContainerID)
+	if err != nil {
+		return nil, fmt.Errorf("read libcni's cache: %w", err)
+	}
+	var found []deletion
+	for _, c := range cached {
+		list, err := parseList(c.Config)
+		if err != nil {
+			continue
+		}
+		found = append(found, deletion{list, &libcni.RuntimeConf{
+			ContainerID: c.ContainerID, NetNS: rt.NetNS, IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
+		}})
+	}
+	if len(found) == 0 {
+		if list := n.refresh().list; list != nil {
+			found = append(found, deletion{list, rt})
+		}
+	}
+	return found, nil
+}
+
+// withResult gives the plugins the result of the ADD if libcni's cache has
+// lost it.
+func (n *Network) withResult(list *libcni.NetworkConfigList, att *Attachment, rt *libcni.RuntimeConf) (*libcni.NetworkConfigList, error) {
+	known, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0")
+	if err != nil || !known || len(att.Result) == 0 {
+		return list, err
+	}
+	if cached, err := n.cni.GetNetworkListCachedResult(list, rt); err == nil && cached != nil {
+		return list, nil
+	}
+	whole := *list
+	whole.Plugins = nil
+	for _, plugin := range list.Plugins {
+		plugin, err := libcni.InjectConf(plugin, map[string]any{"prevResult": json.RawMessage(att.Result)})
+		if err != nil {
+			return nil, fmt.Errorf("result of the attachment: %w", err)
+		}
+		whole.Plugins = append(whole.Plugins, plugin)
+	}
+	return &whole, nil
+}
+
+// del runs DEL to its end, whatever becomes of ctx.
+func (n *Network) del(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	start := time.Now()
+	if err := n.cni.DelNetworkList(context.WithoutCancel(ctx), list, rt); err != nil {
+		err = pluginError(err)
+		return fmt.Errorf("network %s, after %s: %w", list.Name, time.Since(start).Round(time.Millisecond), err)
+	}
+	return nil
+}
+
+// gcTimeout is how long GC may hold up those who want to attach.
+const gcTimeout = 10 * time.Second
+
+// GC detaches all that was attached for sandboxes other than those in keep,
+// and then asks plugins that know the verb to drop what belongs to none of
+// them; a network must therefore not be shared with another runtime. Plugins
+// cannot tell an ADD under way from a leftover, so the answer is ErrBusy while
+// pods are being attached.
+func (n *Network) GC(ctx context.Context, keep []Pod) error {
+	if !n.attaching.TryLock() {
+		return fmt.Errorf("collect leftovers of the network: %w", ErrBusy)
+	}
+	defer n.attaching.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
+	defer cancel()
+	valid := make(map[string]bool, len(keep))
+	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
+	for _, pod := range keep {
+		valid[pod.ID] = true
+		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: pod.ID, IfName: ifName})
+	}
+	left, err := n.attached()
+	if err != nil {
+		return fmt.Errorf("collect leftovers of the network: %w", err)
+	}
+	var errs []error
+	for id, netns := range left {
+		if valid[id] || ctx.Err() != nil {
+			continue
+		}
+		if err := n.detach(ctx, Pod{ID: id, NetNS: netns}, nil); err != nil {
+			errs = append(errs, fmt.Errorf("sandbox %s: %w", id, err))
+		}
+	}
+	if list := n.refresh().list; list != nil && len(errs) == 0 && ctx.Err() == nil {
+		if err := n.cni.GCNetworkList(ctx, list, args); err != nil {
+			errs = append(errs, fmt.Errorf("network %s: %w", list.Name, pluginError(err)))
+		}
+	}
+	if err := errors.Join(append(errs, ctx.Err())...); err != nil {
+		return fmt.Errorf("collect leftovers of the network: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+)
+
+// record is written before ADD and removed after DEL. It is what DEL needs if
+// the daemon dies in the middle of ADD, when neither an Attachment nor
+// libcni's cache exists. It needs no fsync: what a power cut takes away is
+// also gone from the kernel, and DEL then runs with the current configuration.
+type record struct {
+	Network      string         `json:"network"`
+	Config       []byte         `json:"config"`
+	NetNS        string         `json:"netns"`
+	Args         [][2]string    `json:"args"`
+	Capabilities map[string]any `json:"capabilities,omitempty"`
+}
+
+// recordDir returns the directory of the records; libcni has results/ beside it.
+func (n *Network) recordDir() string { return filepath.Join(n.config.CacheDir, "attachments") }
+
+func (n *Network) recordPath(id string) string { return filepath.Join(n.recordDir(), id+".json") }
+
+// writeRecord fails with fs.ErrExist if an earlier ADD has had no DEL.
+func (n *Network) writeRecord(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	data, err := json.Marshal(record{
+		Network: list.Name, Config: list.Bytes, NetNS: rt.NetNS, Args: rt.Args, Capabilities: rt.CapabilityArgs,
+	})
+	if err != nil {
+		return fmt.Errorf("write record of attachment: %w", err)
+	}
+	file, err := os.OpenFile(n.recordPath(rt.ContainerID), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write record of attachment: %w", err)
+	}
+	_, err = file.Write(data)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return errors.Join(fmt.Errorf("write record of attachment: %w", err), n.removeRecord(rt.ContainerID))
+	}
+	return nil
+}
+
+// readRecord returns nil if there is none, or if it was cut short, which only
+// a crash before its ADD or of the whole machine can do.
+func (n *Network) readRecord(id string) (*record, error) {
+	data, err := os.ReadFile(n.recordPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read record of attachment: %w", err)
+	}
+	r := &record{}
+	if json.Unmarshal(data, r) != nil || len(r.Config) == 0 {
+		return nil, nil
+	}
+	return r, nil
+}
+
+func (n *Network) removeRecord(id string) error {
+	if err := os.Remove(n.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove record of attachment: %w", err)
+	}
+	return nil
+}
+
+// attached returns the network namespaces of all sandboxes that have a record
+// or are in libcni's cache, by id.
+func (n *Network) attached() (map[string]string, error) {
+	ids := map[string]string{}
+	cached, err := n.cni.GetCachedAttachments("")
+	if err != nil {
+		return nil, fmt.Errorf("read libcni's cache: %w", err)
+	}
+	for _, c := range cached {
+		ids[c.ContainerID] = c.NetNS
+	}
+	entries, err := os.ReadDir(n.recordDir())
+	if err != nil {
+		return nil, fmt.Errorf("read records of attachments: %w", err)
+	}
+	for _, entry := range entries {
+		id, ok := strings.CutSuffix(entry.Name(), ".json")
+		if !ok {
+			continue
+		}
+		rec, err := n.readRecord(id)
+		if err != nil {
+			return nil, err
+		}
+		if rec != nil {
+			ids[id] = rec.NetNS
+		} else if _, ok := ids[id]; !ok {
+			ids[id] = ""
+		}
+	}
+	return ids, nil
+}
