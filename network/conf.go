@@ -42,13 +42,13 @@ type confDir struct {
 	file    string                    // where list comes from
 	refused []refusal                 // files before the one that is used
 	err     error                     // the directory could not be read
-	print   string                    // fingerprint of the directory before it was read
-	fresh   bool                      // a file is so new that print may hide a later change
+	marks   string                    // fingerprint of the directory before it was read
+	fresh   bool                      // a file is so new that marks may hide a later change
 }
 
 // readConfDir reads the files in lexical order up to the first valid one.
-func readConfDir(dir, print string, now time.Time) *confDir {
-	c := &confDir{print: print, fresh: newerThan(print, now.Add(-settled))}
+func readConfDir(dir, marks string, now time.Time) *confDir {
+	c := &confDir{marks: marks, fresh: newerThan(marks, now.Add(-settled))}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		c.err = err
@@ -304,8 +304,8 @@ func fingerprintFile(b []byte, name string) []byte {
 
 // newerThan tells whether a file of the fingerprint changed after t. A line
 // ends with the time of the last change.
-func newerThan(print string, t time.Time) bool {
-	for line := range strings.Lines(print) {
+func newerThan(marks string, t time.Time) bool {
+	for line := range strings.Lines(marks) {
 		line = strings.TrimSuffix(line, "\n")
 		changed, err := strconv.ParseInt(line[strings.LastIndexByte(line, ' ')+1:], 10, 64)
 		if err == nil && changed > t.UnixNano() {

@@ -198,20 +198,20 @@ func (n *Network) noList(c *confDir) error {
 
 // refresh returns what is in the configuration directory now.
 func (n *Network) refresh() *confDir {
-	print := fingerprint(n.config.ConfDir)
-	if c := n.conf.Load(); c != nil && c.print == print && !c.fresh {
+	marks := fingerprint(n.config.ConfDir)
+	if c := n.conf.Load(); c != nil && c.marks == marks && !c.fresh {
 		return c
 	}
 	n.reading.Lock()
 	defer n.reading.Unlock()
 	// Another caller may have waited for the same reading; the fingerprint is
 	// taken before the files are read, so that a later change shows.
-	print = fingerprint(n.config.ConfDir)
+	marks = fingerprint(n.config.ConfDir)
 	old := n.conf.Load()
-	if old != nil && old.print == print && !old.fresh {
+	if old != nil && old.marks == marks && !old.fresh {
 		return old
 	}
-	c := readConfDir(n.config.ConfDir, print, time.Now())
+	c := readConfDir(n.config.ConfDir, marks, time.Now())
 	if old != nil && old.list != nil && c.list != nil && old.file == c.file && string(old.list.Bytes) == string(c.list.Bytes) {
 		c.list = old.list // it is the same network, and its health is known
 	}
