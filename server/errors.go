@@ -1,0 +1,117 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"github.com/cri-runtime/cri-runtime/imageservice"
+	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox"
+)
+
+var (
+	// ErrInUse: another daemon answers on the socket.
+	ErrInUse = errors.New("in use by another daemon")
+	// ErrAddress: the socket's address cannot be listened on; the text says why.
+	ErrAddress = errors.New("invalid listen address")
+
+	// errPanic: a handler panicked; the log has the stack.
+	errPanic = errors.New("internal error")
+	// errUnimplemented: this version does not have the RPC.
+	errUnimplemented = errors.New("not implemented")
+)
+
+// maxErrorText bounds what a client is told, in bytes: the text travels in an
+// HTTP header, and some of it may come from images.
+const maxErrorText = 8 << 10
+
+// codeOf is the one table from errors to gRPC codes. The first match counts:
+// what the client did (gave up, or ran into its own deadline) comes before
+// what became of the operation because of it.
+func codeOf(err error) codes.Code {
+	for _, row := range []struct {
+		err  error
+		code codes.Code
+	}{
+		{errPanic, codes.Internal},
+		{errUnimplemented, codes.Unimplemented},
+		{imageservice.ErrStalled, codes.Unknown}, // may wrap a deadline that isn't the client's
+		{context.DeadlineExceeded, codes.DeadlineExceeded},
+		{context.Canceled, codes.Canceled},
+		{sandbox.ErrNotFound, codes.NotFound},
+		{sandbox.ErrInvalid, codes.InvalidArgument},
+		{sandbox.ErrState, codes.FailedPrecondition},
+		{sandbox.ErrUnsupported, codes.Unimplemented},
+		{oci.ErrInvalid, codes.InvalidArgument},
+		{oci.ErrUnsupported, codes.Unimplemented},
+		// What the request names is missing on the host or in the image: NotFound
+		// would tell the kubelet that the pod or the container is gone.
+		{oci.ErrNotFound, codes.FailedPrecondition},
+		{imageservice.ErrNotFound, codes.NotFound},
+		{imageservice.ErrInvalidReference, codes.InvalidArgument},
+		{imageservice.ErrAmbiguous, codes.InvalidArgument},
+		{imageservice.ErrUnauthorized, codes.PermissionDenied},
+		{imageservice.ErrRegistryUnavailable, codes.Unknown},
+		{imageservice.ErrDigestMismatch, codes.DataLoss},
+		{imageservice.ErrUnsupported, codes.FailedPrecondition},
+		{imageservice.ErrMalformedManifest, codes.DataLoss},
+		{imageservice.ErrMalformedLayer, codes.DataLoss},
+		{imageservice.ErrTooLarge, codes.ResourceExhausted},
+		{imageservice.ErrLocked, codes.Unavailable},
+		{imageservice.ErrClosed, codes.Unavailable},
+	} {
+		if errors.Is(err, row.err) {
+			return row.code
+		}
+	}
+	// The kubelet cuts the code off an Unknown pull error before it shows the
+	// text, so system calls' errors read best this way.
+	return codes.Unknown
+}
+
+// statusOf turns any error of a handler into what the client gets.
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+	if errors.Is(err, imageservice.ErrRegistryUnavailable) || errors.Is(err, imageservice.ErrStalled) {
+		// The kubelet knows this case by the first word of an Unknown error.
+		text = crierrors.ErrRegistryUnavailable.Error() + ": " + text
+	}
+	if len(text) > maxErrorText {
+		text = strings.ToValidUTF8(text[:maxErrorText], "") + " [cut]"
+	}
+	return status.Error(codeOf(err), text)
+}
+
+// redacted is an error whose text had secrets in it.
+type redacted struct {
+	error
+	text string
+}
+
+// Error implements error.
+func (r redacted) Error() string { return r.text }
+
+// Unwrap gives the original error to errors.Is.
+func (r redacted) Unwrap() error { return r.error }
+
+// redact takes secrets out of an error's text, whatever put them in.
+func redact(err error, secrets ...string) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	for _, secret := range secrets {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, "[redacted]")
+		}
+	}
+	return redacted{error: err, text: text}
+}

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"strings"
+
+	"github.com/distribution/reference"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/imageservice"
+	"github.com/cri-runtime/cri-runtime/sandbox"
+)
+
+// imageName is what CRI tells of the image of a container.
+type imageName struct {
+	spec       *runtimeapi.ImageSpec
+	ref        string // digested reference
+	stopSignal string // of the image's configuration
+}
+
+// imageNames finds the names of containers' images, each image once: one is
+// made for each RPC, as names come and go.
+type imageNames struct {
+	images ImageStore
+	known  map[[2]string]imageName // by image id and what the user called it
+}
+
+func newImageNames(images ImageStore) *imageNames {
+	return &imageNames{images: images, known: map[[2]string]imageName{}}
+}
+
+// of names the image of a container. Clients create containers from ids; users
+// want to read the name they wrote, or any if that is gone.
+func (n *imageNames) of(st *sandbox.ContainerStatus) imageName {
+	spec := st.Config.GetImage()
+	wanted := spec.GetUserSpecifiedImage()
+	if wanted == "" {
+		wanted = spec.GetImage()
+	}
+	key := [2]string{st.ImageID, wanted}
+	name, ok := n.known[key]
+	if ok {
+		return name
+	}
+	name = imageName{spec: &runtimeapi.ImageSpec{
+		Image:              spec.GetImage(),
+		Annotations:        spec.GetAnnotations(),
+		UserSpecifiedImage: spec.GetUserSpecifiedImage(),
+		RuntimeHandler:     spec.GetRuntimeHandler(),
+		ImageRef:           spec.GetImageRef(),
+	}, ref: st.ImageID}
+	if image, err := n.images.Image(st.ImageID); err == nil {
+		name.ref = digestOf(image, wanted)
+		name.stopSignal = image.Config.Config.StopSignal
+		if tag := tagOf(image, wanted); tag != "" {
+			name.spec.Image = tag
+		}
+	}
+	n.known[key] = name
+	return name
+}
+
+// tagOf picks the tag that wanted means, or the first one.
+func tagOf(image *imageservice.Image, wanted string) string {
+	if len(image.RepoTags) == 0 {
+		return ""
+	}
+	if named, err := reference.ParseDockerRef(wanted); err == nil {
+		for _, tag := range image.RepoTags {
+			if tag == named.String() {
+				return tag
+			}
+		}
+	}
+	return image.RepoTags[0]
+}
+
+// digestOf picks the digest of the repository that wanted names, or the first
+// one, or the image's id when it came without a digest.
+func digestOf(image *imageservice.Image, wanted string) string {
+	if len(image.RepoDigests) == 0 {
+		return image.ID
+	}
+	if named, err := reference.ParseDockerRef(wanted); err == nil {
+		for _, digest := range image.RepoDigests {
+			if strings.HasPrefix(digest, named.Name()+"@") {
+				return digest
+			}
+		}
+	}
+	return image.RepoDigests[0]
+}

@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/sandbox"
+)
+
+// RunPodSandbox creates and starts a sandbox.
+func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	if err := checkSandboxConfig(req.GetConfig()); err != nil {
+		return nil, err
+	}
+	if err := s.knownHandler("runtime_handler", req.GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
+	box, err := s.config.Runtime.Run(ctx, req.GetConfig(), req.GetRuntimeHandler())
+	if err != nil {
+		meta := req.GetConfig().GetMetadata()
+		return nil, fmt.Errorf("run pod %s/%s: %w", meta.GetNamespace(), meta.GetName(), err)
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: box.Status().ID}, nil
+}
+
+// StopPodSandbox stops a sandbox; one that isn't there is stopped.
+func (s *runtimeService) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	box, err := s.sandbox(req.GetPodSandboxId())
+	switch {
+	case errors.Is(err, sandbox.ErrNotFound):
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	case err != nil:
+		return nil, err
+	}
+	if err := box.Stop(ctx); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
+		return nil, fmt.Errorf("stop pod %s: %w", req.GetPodSandboxId(), err)
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+// RemovePodSandbox removes a sandbox and its containers; one that isn't there
+// is removed.
+func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	box, err := s.sandbox(req.GetPodSandboxId())
+	switch {
+	case errors.Is(err, sandbox.ErrNotFound):
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	case err != nil:
+		return nil, err
+	}
+	id := box.Status().ID
+	var held []*sandbox.ContainerStatus
+	for _, c := range s.config.Runtime.Containers() {
+		if st := c.Status(); st.SandboxID == id {
+			held = append(held, st)
+		}
+	}
+	err = box.Remove(ctx)
+	// Also after an error: some of the containers may be gone.
+	for _, st := range held {
+		s.releaseIfGone(st.ImageID, st.ID)
+	}
+	if err != nil && !errors.Is(err, sandbox.ErrNotFound) {
+		return nil, fmt.Errorf("remove pod %s: %w", id, err)
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+// PodSandboxStatus says how a sandbox is.
+func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	box, err := s.sandbox(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	st := box.Status()
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(st)}
+	if req.GetVerbose() {
+		resp.Info = map[string]string{"info": toJSON(podInfo(st))}
+	}
+	return resp, nil
+}
+
+// ListPodSandbox lists the sandboxes that pass the filter, the oldest first.
+func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	resp := &runtimeapi.ListPodSandboxResponse{}
+	for _, box := range s.config.Runtime.Sandboxes() {
+		if st := box.Status(); matchPod(req.GetFilter(), st) {
+			resp.Items = append(resp.Items, podItem(st))
+		}
+	}
+	return resp, nil
+}
+
+func (s *runtimeService) sandbox(id string) (*sandbox.Sandbox, error) {
+	if err := checkID("pod_sandbox_id", id); err != nil {
+		return nil, err
+	}
+	box, err := s.config.Runtime.Sandbox(id)
+	if err != nil {
+		return nil, fmt.Errorf("pod sandbox %s: %w", id, err)
+	}
+	return box, nil
+}

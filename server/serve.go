@@ -1,0 +1,86 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// maxMessageBytes is what the kubelet's client accepts, and what requests
+	// may have: some pods have megabytes of environment.
+	maxMessageBytes = 16 << 20
+	// bufferBytes keeps a connection small; messages are seldom larger.
+	bufferBytes = 16 << 10
+	// setupTimeout ends a connection that never says a word.
+	setupTimeout = 20 * time.Second
+)
+
+// Serve answers requests on l, and closes it, until ctx ends. RPCs under way
+// then have Config.StopGrace to finish before their contexts end too; the
+// error says so when some did not end even then. No container is stopped.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	g := s.grpcServer()
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	select {
+	case err := <-served:
+		g.Stop()
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	err := stop(g, s.config.StopGrace)
+	if serveErr := <-served; serveErr != nil && !errors.Is(serveErr, grpc.ErrServerStopped) {
+		err = errors.Join(err, fmt.Errorf("serve %s: %w", l.Addr(), serveErr))
+	}
+	return err
+}
+
+// stop lets RPCs end by themselves, then ends their contexts, and waits for
+// handlers once more: they use what the caller closes next.
+func stop(g *grpc.Server, grace time.Duration) error {
+	idle := make(chan struct{})
+	go func() {
+		defer close(idle)
+		g.GracefulStop()
+	}()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-idle:
+		return nil
+	case <-timer.C:
+	}
+	klog.InfoS("RPCs are still under way, cancelling them", "after", grace)
+	g.Stop()
+	timer.Reset(grace)
+	select {
+	case <-idle:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("stop serving: RPCs are still under way %v after they were cancelled", grace)
+	}
+}
+
+func (s *Server) grpcServer() *grpc.Server {
+	i := newInterceptor()
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.SharedWriteBuffer(true),
+		grpc.ConnectionTimeout(setupTimeout),
+		grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
+	)
+	runtimeapi.RegisterRuntimeServiceServer(g, &runtimeService{Server: s})
+	runtimeapi.RegisterImageServiceServer(g, &imageService{Server: s})
+	return g
+}

@@ -1,0 +1,66 @@
+package server
+
+import (
+	"context"
+	"runtime"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Version names the runtime and the API.
+func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{
+		Version:           kubeletVersion,
+		RuntimeName:       runtimeName,
+		RuntimeVersion:    s.version,
+		RuntimeApiVersion: apiVersion,
+	}, nil
+}
+
+// Status says whether containers can run and pods can have a network.
+func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	var notes []string
+	if s.config.Notes != nil {
+		notes = s.config.Notes()
+	}
+	resp := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			condition(runtimeapi.RuntimeReady, "RuntimeNotReady", s.config.RuntimeReady, strings.Join(notes, "; ")),
+			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", s.config.NetworkReady, ""),
+		}},
+		RuntimeHandlers: s.config.Handlers,
+		Features:        s.config.Features,
+	}
+	if req.GetVerbose() {
+		resp.Info = map[string]string{
+			"config":  toJSON(s.config.EffectiveConfig),
+			"notes":   toJSON(notes),
+			"version": toJSON(s.config.Version),
+			"golang":  toJSON(runtime.Version()),
+		}
+		if s.config.NetworkStatus != nil {
+			resp.Info["network"] = toJSON(s.config.NetworkStatus())
+		}
+	}
+	return resp, nil
+}
+
+// condition asks ready; note is what there is to say although it is true.
+func condition(name, reason string, ready func() error, note string) *runtimeapi.RuntimeCondition {
+	if ready != nil {
+		if err := ready(); err != nil {
+			return &runtimeapi.RuntimeCondition{Type: name, Reason: reason, Message: strings.ToValidUTF8(err.Error(), "\uFFFD")}
+		}
+	}
+	return &runtimeapi.RuntimeCondition{Type: name, Status: true, Message: note}
+}
+
+// RuntimeConfig tells the kubelet which cgroup driver to use itself.
+func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	driver, err := cgroupDriver(s.config.CgroupDriver)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
+}

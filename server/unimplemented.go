@@ -1,0 +1,53 @@
+package server
+
+import "fmt"
+
+// unimplemented lists every RPC of cri-api v0.37 that this version doesn't
+// answer, by its full method name, with what the client is told. A test
+// compares the list with what the services define.
+func unimplemented() map[string]string {
+	const (
+		streaming  = "exec, attach and port-forward streams are not served yet; ExecSync is"
+		stats      = "statistics are not served yet"
+		listStream = "streamed lists are not served yet; the List RPC of the same objects is"
+		metrics    = "CRI metrics are not served yet"
+		update     = "changing resources of what runs is not served yet"
+		checkpoint = "checkpoint and restore are not served yet"
+	)
+	rpcs := map[string]string{
+		"Exec":                      streaming,
+		"Attach":                    streaming,
+		"PortForward":               streaming,
+		"ContainerStats":            stats,
+		"ListContainerStats":        stats,
+		"StreamContainerStats":      stats,
+		"PodSandboxStats":           stats,
+		"ListPodSandboxStats":       stats,
+		"StreamPodSandboxStats":     stats,
+		"StreamPodSandboxes":        listStream,
+		"StreamContainers":          listStream,
+		"ListMetricDescriptors":     metrics,
+		"ListPodSandboxMetrics":     metrics,
+		"StreamPodSandboxMetrics":   metrics,
+		"UpdateContainerResources":  update,
+		"UpdatePodSandboxResources": update,
+		"UpdateRuntimeConfig":       "the pod CIDR is not taken from the kubelet; the network configuration has it",
+		"CheckpointContainer":       checkpoint,
+		"CheckpointPod":             checkpoint,
+		"RestorePod":                checkpoint,
+		"GetContainerEvents":        "container events are not served yet; the kubelet's generic PLEG polls",
+	}
+	methods := map[string]string{"/runtime.v1.ImageService/StreamImages": listStream}
+	for rpc, why := range rpcs {
+		methods["/runtime.v1.RuntimeService/"+rpc] = why
+	}
+	return methods
+}
+
+// checkImplemented refuses the RPCs of the list.
+func checkImplemented(list map[string]string, method string) error {
+	if why, ok := list[method]; ok {
+		return fmt.Errorf("%s: %w by %s: %s", rpcName(method), errUnimplemented, runtimeName, why)
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+const (
+	maxIDBytes    = 128
+	maxImageBytes = 4096
+	// maxSeconds keeps a time-out within time.Duration.
+	maxSeconds = 1 << 31
+)
+
+// invalid returns an error on one field of a request. The field is named as
+// in api.proto, from the top of the request: config.metadata.name.
+func invalid(field, format string, args ...any) error {
+	return &oci.FieldError{Field: field, Reason: fmt.Sprintf(format, args...), Err: oci.ErrInvalid}
+}
+
+// checkID accepts what can be an id or its beginning; what can be a path can't.
+func checkID(field, id string) error {
+	switch {
+	case id == "":
+		return invalid(field, "is missing")
+	case len(id) > maxIDBytes:
+		return invalid(field, "%d bytes, at most %d are possible", len(id), maxIDBytes)
+	}
+	for i, r := range id {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		if !letter && (i == 0 || !strings.ContainsRune("-_.", r)) {
+			return invalid(field, "%q is not an id: %q cannot be part of one here", id, r)
+		}
+	}
+	return nil
+}
+
+func checkTimeout(field string, seconds int64) error {
+	if seconds < 0 {
+		return invalid(field, "%d is negative", seconds)
+	}
+	return nil
+}
+
+// checkImage checks that there is a name; what it means is judged where it is
+// looked up.
+func checkImage(field string, image *runtimeapi.ImageSpec) error {
+	name := image.GetImage()
+	switch {
+	case image == nil:
+		return invalid(field, "is missing")
+	case name == "":
+		return invalid(field+".image", "is missing")
+	case len(name) > maxImageBytes:
+		return invalid(field+".image", "%d bytes, at most %d are possible", len(name), maxImageBytes)
+	case strings.ContainsFunc(name, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }):
+		return invalid(field+".image", "%q holds white space or a control character", name)
+	}
+	return nil
+}
+
+func checkSandboxConfig(config *runtimeapi.PodSandboxConfig) error {
+	if config == nil {
+		return invalid("config", "is missing")
+	}
+	return oci.ValidateSandbox(config)
+}
+
+// checkContainerConfig checks config for a container of the sandbox that was
+// made with pod.
+func checkContainerConfig(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
+	if config == nil {
+		return invalid("config", "is missing")
+	}
+	if err := oci.ValidateContainer(config, pod); err != nil {
+		return err
+	}
+	return checkImage("config.image", config.GetImage())
+}
+
+func checkExec(req *runtimeapi.ExecSyncRequest) error {
+	if err := checkID("container_id", req.GetContainerId()); err != nil {
+		return err
+	}
+	if len(req.GetCmd()) == 0 || req.GetCmd()[0] == "" {
+		return invalid("cmd", "has no command")
+	}
+	for i, arg := range req.GetCmd() {
+		if strings.ContainsRune(arg, 0) {
+			return invalid(fmt.Sprintf("cmd[%d]", i), "holds a NUL byte")
+		}
+	}
+	return checkTimeout("timeout", req.GetTimeout())
+}
