@@ -93,7 +93,7 @@ func TestAuthentication(t *testing.T) {
 
 func TestFaults(t *testing.T) {
 	for f, what := range map[Fault]string{
-		Truncate: "truncate", Tamper: "tamper", Swell: "swell", Unavailable: "unavailable",
+		Truncate: "truncate", Tamper: "tamper", Unavailable: "unavailable",
 	} {
 		t.Run(what, func(t *testing.T) {
 			s, _ := start(t, Options{})
