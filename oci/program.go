@@ -15,11 +15,11 @@ const (
 
 // Fixed slots of a launch program.
 const (
-	SlotStdin  = 0
-	SlotStdout = 1
-	SlotStderr = 2
-	SlotInit   = 3 // a pidfd of the container's init, in exec programs
-	SlotFiles  = 8 // the first of the descriptors passed with the program
+	slotStdin  = 0
+	slotStdout = 1
+	slotStderr = 2
+	slotInit   = 3 // a pidfd of the container's init, in exec programs
+	slotFiles  = 8 // the first of the descriptors passed with the program
 	maxSlots   = 256
 )
 
@@ -27,6 +27,19 @@ const (
 	programMagic = 0x31474f5250495243 // "CRIPROG1"
 	headerSize   = 72
 	stepSize     = 80
+
+	flagKeep = 1
+)
+
+// File is a descriptor that a program wants from its caller.
+type File int
+
+// The descriptors that programs are given, in the order of Program.Files.
+const (
+	FileRoot    File = iota // the root file system as a detached mount
+	FileMountNS             // an empty mount namespace with the directories /root and /mask
+	FilePIDNS               // the PID namespace that the child is born in
+	FileCgroup              // the directory of the cgroup (v2) that the child is born in
 )
 
 type argKind uint8
@@ -66,13 +79,14 @@ type Step struct {
 // it becomes the workload. It is pure data: the monitor interprets it.
 type Program struct {
 	Steps      []Step
+	Files      []File // descriptors to pass, in this order
 	CloneFlags uint64
-	PIDNS      int // slot of the PID namespace to enter, -1: none
-	Cgroup     int // slot of the cgroup (v2) to be cloned into, -1: none
 
+	pidNS  int // slot of the PID namespace to be born in, -1: none
+	cgroup int // slot of the cgroup (v2) to be born in, -1: none
 	data   []byte
 	relocs []int // offsets in data of words that hold offsets into data
-	slots  int   // next free slot
+	slots  int   // slots in use
 }
 
 // Encode returns the wire form of p, as conmon/PROTOCOL.md defines it.
@@ -88,8 +102,8 @@ func (p *Program) Encode() []byte {
 	le.PutUint64(out[24:], headerSize)
 	le.PutUint64(out[32:], uint64(relocsOff))
 	le.PutUint64(out[40:], p.CloneFlags)
-	le.PutUint32(out[48:], uint32(int32(p.PIDNS)))
-	le.PutUint32(out[52:], uint32(int32(p.Cgroup)))
+	le.PutUint32(out[48:], uint32(int32(p.pidNS)))
+	le.PutUint32(out[52:], uint32(int32(p.cgroup)))
 	le.PutUint32(out[56:], uint32(p.slots))
 	for i := range p.Steps {
 		p.Steps[i].encode(out[headerSize+i*stepSize:], uint64(dataOff))

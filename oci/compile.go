@@ -1,0 +1,222 @@
+package oci
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// CompileOptions is what a launch program depends on besides the spec.
+type CompileOptions struct {
+	TaskFiles   []string    // v1: the `tasks` files to join by
+	CgroupV2    bool        // the child is born in its cgroup: FileCgroup is wanted
+	Hierarchies []Hierarchy // v1: what a mount of type cgroup shows
+	Targets     []string    // destinations of spec.Mounts as they are in the image, its symlinks resolved; "": as written
+	FileSources []bool      // whether spec.Mounts[i].Source is no directory
+	LastCap     int         // number of the kernel's last capability, 0: as of Linux 5.9
+
+	Seccomp      []byte // compiled filter, empty: none
+	SeccompFlags uint32
+}
+
+// Hierarchy is one cgroup v1 hierarchy as it is mounted in a container.
+type Hierarchy struct {
+	Name    string   // directory below /sys/fs/cgroup
+	Options []string // mount options that select it: controllers, or name=NAME
+}
+
+func (o *CompileOptions) lastCap() int {
+	if o.LastCap > 0 {
+		return o.LastCap
+	}
+	return unix.CAP_CHECKPOINT_RESTORE
+}
+
+func (o *CompileOptions) fileSource(i int) bool {
+	return i < len(o.FileSources) && o.FileSources[i]
+}
+
+// Compile turns a container's spec into the program that makes and runs it. It is
+// pure. The program wants FileRoot and FileMountNS, and FilePIDNS and
+// FileCgroup where they apply. ErrUnsupported names what the spec asks for in vain.
+func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	caps, err := parseCapSets(spec.Process.Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	b := newBuilder()
+	root, mountNS := b.file(FileRoot), b.file(FileMountNS)
+	if opts.CgroupV2 {
+		b.p.cgroup = b.file(FileCgroup)
+	}
+	b.p.CloneFlags = unix.CLONE_CLEAR_SIGHAND
+	if ns, ok := namespace(spec, specs.PIDNamespace); ok && ns.Path == "" {
+		b.p.CloneFlags |= unix.CLONE_NEWPID
+	} else if ok {
+		b.p.pidNS = b.file(FilePIDNS)
+	}
+	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1}
+	m := &mounter{builder: b, spec: spec, opts: opts, root: root, dev: -1, pts: -1, master: -1, mask: -1}
+	c.resources()
+	c.labels()
+	c.namespaces(spec)
+	m.openSources()
+	m.attachRoot(mountNS)
+	m.mounts()
+	m.console()
+	m.sysctls()
+	m.maskPaths()
+	m.readonlyPaths()
+	m.enterRoot()
+	c.pts = m.pts
+	c.streams()
+	c.limits()
+	c.workDir(root)
+	c.identity(caps)
+	c.ready(m.master)
+	c.confine(caps)
+	c.execute()
+	return b.program()
+}
+
+// CompileExec turns a further process of a running container into the program
+// that the container's monitor runs for it. Only FileCgroup may be wanted.
+func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*Program, error) {
+	caps, err := parseCapSets(proc.Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	if proc.Terminal {
+		return nil, fmt.Errorf("process.terminal: exec with a terminal: %w", ErrUnsupported)
+	}
+	b := newBuilder()
+	if opts.CgroupV2 {
+		b.p.cgroup = b.file(FileCgroup)
+	}
+	b.p.CloneFlags = unix.CLONE_CLEAR_SIGHAND
+	if _, ok := namespace(spec, specs.PIDNamespace); ok {
+		b.p.pidNS = slotInit
+	}
+	c := &process{builder: b, proc: proc, opts: opts, pts: -1}
+	c.resources()
+	c.labels()
+	b.call("enter the container's namespaces", unix.SYS_SETNS, slotArg(slotInit),
+		flags(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP, "CLONE_NEWNS|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_NEWCGROUP"))
+	c.streams()
+	c.limits()
+	root := b.slot()
+	b.call("open the root", unix.SYS_OPENAT, cwd(), b.str("/"), flags(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_PATH|O_DIRECTORY|O_CLOEXEC")).to(root)
+	c.workDir(root)
+	c.identity(caps)
+	b.call("reset the signal mask", unix.SYS_RT_SIGPROCMASK, flags(unix.SIG_SETMASK, "SIG_SETMASK"), b.words("{}", 0), null(), num(8))
+	c.closeAll()
+	c.confine(caps)
+	c.execute()
+	return b.program()
+}
+
+// CompilePause returns the program of the reaper of a pod's shared PID namespace. It
+// sees nothing of the host: an empty file system, the pod's namespaces, no
+// privileges. FileMountNS is wanted.
+func CompilePause(namespaces []specs.LinuxNamespace, oomScoreAdj int, opts *CompileOptions) (*Program, error) {
+	b := newBuilder()
+	mountNS := b.file(FileMountNS)
+	proc := &specs.Process{
+		User:            specs.User{UID: 65535, GID: 65535},
+		OOMScoreAdj:     &oomScoreAdj,
+		NoNewPrivileges: true,
+	}
+	c := &process{builder: b, proc: proc, opts: opts, pts: -1}
+	c.resources()
+	c.namespaces(&specs.Spec{Linux: &specs.Linux{Namespaces: namespaces}})
+	b.call("leave the host's mount namespace", unix.SYS_SETNS, slotArg(mountNS), flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
+	b.call("make the mount namespace", unix.SYS_UNSHARE, flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
+	c.identity(capSets{})
+	c.capset("drop all capabilities", capSets{})
+	b.call("set no_new_privs", unix.SYS_PRCTL, flags(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), num(1), num(0), num(0), num(0))
+	b.call("tell the daemon", opReady, num(-1))
+	b.call("close descriptors", unix.SYS_CLOSE_RANGE, num(0), flags(0xffffffff, "~0"), num(0))
+	b.call("reap", opReap)
+	return b.program()
+}
+
+func namespace(spec *specs.Spec, kind specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == kind {
+			return ns, true
+		}
+	}
+	return specs.LinuxNamespace{}, false
+}
+
+// namespaces appends joining and making of namespaces, but for the mount and PID ones.
+func (c *process) namespaces(spec *specs.Spec) {
+	var fresh uint64
+	var shown string
+	for _, ns := range spec.Linux.Namespaces {
+		flag, ok := map[specs.LinuxNamespaceType]uint64{
+			specs.NetworkNamespace: unix.CLONE_NEWNET,
+			specs.IPCNamespace:     unix.CLONE_NEWIPC,
+			specs.UTSNamespace:     unix.CLONE_NEWUTS,
+			specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+		}[ns.Type]
+		if !ok {
+			continue
+		}
+		if ns.Path == "" {
+			fresh |= flag
+			shown += "|" + string(ns.Type)
+			continue
+		}
+		f := c.slot()
+		name := "join " + string(ns.Type) + " namespace"
+		c.call(name+": open "+ns.Path, unix.SYS_OPENAT, cwd(), c.str(ns.Path), flags(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC")).to(f)
+		c.call(name, unix.SYS_SETNS, slotArg(f), flags(flag, string(ns.Type)))
+		c.close(name, f)
+	}
+	if fresh != 0 {
+		c.call("make namespaces", unix.SYS_UNSHARE, flags(fresh, shown[1:]))
+	}
+	if ns, ok := namespace(spec, specs.UTSNamespace); ok && ns.Path == "" && spec.Hostname != "" {
+		c.call("set hostname", unix.SYS_SETHOSTNAME, c.str(spec.Hostname), num(len(spec.Hostname)))
+	}
+}
+
+// checkSpec refuses what no step exists for, so that nothing is left out silently.
+func checkSpec(spec *specs.Spec) error {
+	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
+		return fmt.Errorf("spec: process, root and linux must be set: %w", ErrInvalid)
+	}
+	l := spec.Linux
+	for _, no := range []struct {
+		field string
+		set   bool
+	}{
+		{"hooks", spec.Hooks != nil && len(spec.Hooks.Prestart)+len(spec.Hooks.CreateRuntime)+len(spec.Hooks.CreateContainer)+len(spec.Hooks.StartContainer)+len(spec.Hooks.Poststart)+len(spec.Hooks.Poststop) > 0}, //nolint:staticcheck // SA1019: prestart is deprecated, but bundles have it
+		{"linux.uidMappings", len(l.UIDMappings)+len(l.GIDMappings) > 0},
+		{"linux.intelRdt", l.IntelRdt != nil},
+		{"linux.personality", l.Personality != nil},
+		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
+		{"linux.rootfsPropagation", l.RootfsPropagation != "" && l.RootfsPropagation != "private" && l.RootfsPropagation != "rprivate"},
+		{"process.scheduler", spec.Process.Scheduler != nil},
+		{"process.ioPriority", spec.Process.IOPriority != nil},
+		{"domainname", spec.Domainname != ""},
+	} {
+		if no.set {
+			return fmt.Errorf("spec: %s: %w", no.field, ErrUnsupported)
+		}
+	}
+	if _, ok := namespace(spec, specs.MountNamespace); !ok {
+		return fmt.Errorf("spec: linux.namespaces without a mount namespace: %w", ErrUnsupported)
+	}
+	for _, kind := range []specs.LinuxNamespaceType{specs.UserNamespace, specs.TimeNamespace} {
+		if _, ok := namespace(spec, kind); ok {
+			return fmt.Errorf("spec: %s namespace: %w", kind, ErrUnsupported)
+		}
+	}
+	return checkMounts(spec)
+}
