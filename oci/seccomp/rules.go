@@ -1,0 +1,211 @@
+package seccomp
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// operator is a comparison of a rule; its order has no meaning.
+type operator uint8
+
+const (
+	opNotEqual operator = iota
+	opLess
+	opLessEqual
+	opEqual
+	opGreaterEqual
+	opGreater
+	opMasked
+)
+
+// rank orders the operators: of two rules that both match, the higher wins.
+func (o operator) rank() int {
+	switch o {
+	case opMasked, opEqual, opNotEqual:
+		return 3
+	case opLess, opLessEqual:
+		return 2
+	case opGreater, opGreaterEqual:
+		return 1
+	}
+	return 0
+}
+
+// condition compares one argument of a system call.
+type condition struct {
+	arg         uint8
+	op          operator
+	mask, value uint64
+}
+
+// rule is an action and the conditions, sorted by argument, that must all hold.
+type rule struct {
+	conditions []condition
+	action     uint32
+}
+
+// group is one entry of a profile's list: its calls as rows of the table, and
+// its action under each of several alternative sets of conditions.
+type group struct {
+	rows         []uint16
+	action       uint32
+	alternatives [][]condition // none: unconditional
+}
+
+// verdict is what happens to one system call: rules in order of precedence, of
+// which the first that matches decides. An unconditional rule stands alone.
+type verdict struct {
+	rules []rule
+}
+
+func (v *verdict) unconditional() bool { return len(v.rules) == 1 && len(v.rules[0].conditions) == 0 }
+
+// add puts a rule in its place.
+func (v *verdict) add(r rule) error {
+	switch {
+	case v.unconditional():
+		return nil
+	case len(r.conditions) == 0:
+		v.rules = append(v.rules[:0], r)
+		return nil
+	}
+	at := len(v.rules)
+	kept := v.rules[:0]
+	for _, x := range v.rules {
+		switch {
+		case x.action == r.action && implies(r, x):
+			return nil // nothing was dropped: x would have implied that rule before
+		case x.action == r.action && implies(x, r):
+			continue
+		case x.action != r.action && slices.Equal(x.conditions, r.conditions):
+			return fmt.Errorf("%w: two actions for the same arguments", ErrInvalid)
+		}
+		if at == len(v.rules) && before(r, x) {
+			at = len(kept)
+		}
+		kept = append(kept, x)
+	}
+	v.rules = slices.Insert(kept, min(at, len(kept)), r)
+	if len(v.rules) > MaxInstructions {
+		return fmt.Errorf("%w: more than %d rules for one system call", ErrTooLarge, MaxInstructions)
+	}
+	return nil
+}
+
+// implies tells whether every condition of b is one of a.
+func implies(a, b rule) bool {
+	for _, c := range b.conditions {
+		if !slices.Contains(a.conditions, c) {
+			return false
+		}
+	}
+	return true
+}
+
+// before tells whether a takes precedence over b.
+func before(a, b rule) bool {
+	for i := range min(len(a.conditions), len(b.conditions)) {
+		if n := precedence(a.conditions[i], b.conditions[i]); n != 0 {
+			return n > 0
+		}
+	}
+	return false
+}
+
+func precedence(a, b condition) int {
+	if a.arg != b.arg {
+		return int(a.arg) - int(b.arg)
+	}
+	if n := a.op.rank() - b.op.rank(); n != 0 {
+		return n
+	}
+	if a.value == b.value {
+		return 0
+	}
+	if (a.value > b.value) == (a.op != opLess && a.op != opLessEqual) {
+		return 1
+	}
+	return -1
+}
+
+// narrow gives the conditions as the ABI compares them, without those that
+// always hold.
+func narrow(conditions []condition, a abi) []condition {
+	out := make([]condition, 0, len(conditions))
+	for _, c := range conditions {
+		if !a.words64() {
+			c.mask &= 0xffffffff
+			c.value &= 0xffffffff
+		}
+		c.value &= c.mask
+		if c.op != opMasked || c.mask != 0 {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// operation gives the conditions of a rule made for a multiplexed call.
+func operation(conditions []condition, number uint64) []condition {
+	out := []condition{{arg: 0, op: opEqual, mask: ^uint64(0), value: number}}
+	for _, c := range conditions {
+		if c.arg != 0 {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func parseOperator(op specs.LinuxSeccompOperator) (operator, bool) {
+	switch op {
+	case specs.OpNotEqual:
+		return opNotEqual, true
+	case specs.OpLessThan:
+		return opLess, true
+	case specs.OpLessEqual:
+		return opLessEqual, true
+	case specs.OpEqualTo:
+		return opEqual, true
+	case specs.OpGreaterEqual:
+		return opGreaterEqual, true
+	case specs.OpGreaterThan:
+		return opGreater, true
+	case specs.OpMaskedEqual:
+		return opMasked, true
+	}
+	return 0, false
+}
+
+// alternatives turns the arguments of a profile's rule into conditions.
+func alternatives(args []specs.LinuxSeccompArg) ([][]condition, error) {
+	var all []condition
+	var seen [maxArgs]bool
+	again := false
+	for i, a := range args {
+		op, ok := parseOperator(a.Op)
+		if !ok {
+			return nil, fmt.Errorf("args[%d].op: %w: %q is not an operator", i, ErrInvalid, a.Op)
+		}
+		if a.Index >= maxArgs {
+			return nil, fmt.Errorf("args[%d].index: %w: %d, the last argument is %d", i, ErrInvalid, a.Index, maxArgs-1)
+		}
+		c := condition{arg: uint8(a.Index), op: op, mask: ^uint64(0), value: a.Value}
+		if op == opMasked {
+			c.mask, c.value = a.Value, a.ValueTwo
+		}
+		again = again || seen[a.Index]
+		seen[a.Index] = true
+		all = append(all, c)
+	}
+	if !again {
+		slices.SortFunc(all, func(a, b condition) int { return int(a.arg) - int(b.arg) })
+		return [][]condition{all}, nil
+	}
+	out := make([][]condition, len(all))
+	for i := range all {
+		out[i] = all[i : i+1 : i+1]
+	}
+	return out, nil
+}
