@@ -1,0 +1,265 @@
+package conmon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// redialAfter is the time between attempts while this process is short of
+// descriptors or memory.
+const redialAfter = 100 * time.Millisecond
+
+// dialAndSend connects, says HELLO and sends a first request without waiting
+// for anything.
+func (m *Monitor) dialAndSend(first *packet, fds []int) (*call, error) {
+	if err := m.dial(); err != nil {
+		return nil, err
+	}
+	return m.send(first, fds)
+}
+
+func (m *Monitor) dial() error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	err = withAddress(m.dir, func(a *unix.SockaddrUnix) error { return unix.Connect(fd, a) })
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
+		err = ErrGone
+	case errors.Is(err, unix.EAGAIN):
+		err = ErrBusy
+	}
+	if err == nil {
+		hello := &packet{kind: typeHello, body: words(protocolVersion, protocolVersion)}
+		err = unix.Sendmsg(fd, hello.encode(make([]byte, 0, packetMax)), nil, nil, unix.MSG_NOSIGNAL)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	conn := os.NewFile(uintptr(fd), socketFile)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		conn.Close()
+		return ErrGone
+	}
+	m.conn = conn
+	return nil
+}
+
+// send makes a call of p. It never waits: a monitor that takes no more is
+// ErrBusy.
+func (m *Monitor) send(p *packet, fds []int) (*call, error) {
+	c := &call{first: make(chan packet, 1)}
+	if p.kind == typeExec {
+		c.exited = make(chan struct{})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.conn == nil {
+		return nil, ErrGone
+	}
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		return nil, ErrGone
+	}
+	if m.calls == nil {
+		m.calls = make(map[uint32]*call)
+	}
+	for m.lastID++; m.lastID == 0 || m.calls[m.lastID] != nil; m.lastID++ {
+	}
+	c.id, p.id = m.lastID, m.lastID
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	data := p.encode(make([]byte, 0, packetMax))
+	m.calls[c.id] = c
+	if cerr := raw.Control(func(fd uintptr) {
+		err = unix.Sendmsg(int(fd), data, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}); cerr != nil {
+		err = ErrGone
+	}
+	if err == nil {
+		return c, nil
+	}
+	delete(m.calls, c.id)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return nil, ErrBusy
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		return nil, ErrGone
+	default:
+		return nil, err
+	}
+}
+
+// wait returns the first reply to c.
+func (m *Monitor) wait(ctx context.Context, c *call) (packet, error) {
+	select {
+	case p, ok := <-c.first:
+		if !ok {
+			return packet{}, ErrGone
+		}
+		return p, nil
+	case <-ctx.Done():
+		return packet{}, fmt.Errorf("no answer of the monitor: %w", ctx.Err())
+	}
+}
+
+// request sends p and waits for a reply of the type wanted.
+func (m *Monitor) request(ctx context.Context, p *packet, fds []int, want uint16) (packet, error) {
+	c, err := m.send(p, fds)
+	if err != nil {
+		return packet{}, err
+	}
+	reply, err := m.wait(ctx, c)
+	switch {
+	case err != nil:
+		return packet{}, err
+	case reply.kind == typeFailed:
+		return packet{}, reply.failed().failure(nil)
+	case reply.kind != want:
+		return packet{}, fmt.Errorf("%w: type %d answers type %d", ErrProtocol, reply.kind, p.kind)
+	}
+	return reply, nil
+}
+
+// read starts the goroutine that takes everything the monitor says.
+func (m *Monitor) read() {
+	go func() {
+		for m.receive() && m.redial() {
+		}
+		m.over()
+	}()
+}
+
+// receive takes packets until the connection ends, and says whether it is
+// missed: a monitor that lives may have dropped it.
+func (m *Monitor) receive() bool {
+	m.mu.Lock()
+	conn := m.conn
+	m.mu.Unlock()
+	if conn == nil {
+		return false
+	}
+	buffer := make([]byte, packetMax)
+	for {
+		n, err := conn.Read(buffer)
+		if err != nil || n == 0 {
+			break
+		}
+		p, err := decodePacket(buffer[:n])
+		if err != nil {
+			break
+		}
+		m.deliver(p)
+	}
+	conn.Close()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.conn = nil
+	for id, c := range m.calls {
+		delete(m.calls, id)
+		if len(c.first) == 0 {
+			close(c.first)
+		}
+		if c.exited != nil {
+			c.lost = true
+			close(c.exited)
+		}
+	}
+	return !m.decided && !m.closed
+}
+
+// redial connects again, and is false when there is no monitor any more. Any
+// other error is not the monitor's, so it must not count as its death.
+func (m *Monitor) redial() bool {
+	for {
+		err := m.dial()
+		if err == nil {
+			return true
+		}
+		if errors.Is(err, ErrGone) {
+			return false
+		}
+		<-time.After(redialAfter)
+	}
+}
+
+// deliver hands a packet to whom it concerns. A call is forgotten with its
+// last reply, and its channel has room for the one that it waits for.
+func (m *Monitor) deliver(p packet) {
+	p.body = append([]byte(nil), p.body...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p.kind == typeExited {
+		m.status.Exit, m.exited = decodeExit(p.body), true
+		m.status.State, m.status.PID = StateExited, 0
+		m.decide()
+		return
+	}
+	c := m.calls[p.id]
+	switch {
+	case c == nil:
+	case p.kind == typeExecExited && c.exited != nil:
+		delete(m.calls, p.id)
+		c.exit = decodeExit(p.body)
+		close(c.exited)
+	case len(c.first) > 0: // a second answer to what has one
+	default:
+		if p.kind != typeExecStarted {
+			delete(m.calls, p.id)
+		}
+		c.first <- p
+	}
+}
+
+func (m *Monitor) decide() {
+	if !m.decided {
+		m.decided = true
+		close(m.done)
+	}
+}
+
+// over comes after the last connection. A monitor that is this process's
+// child ends about now, unless it was let go of with its container alive.
+func (m *Monitor) over() {
+	m.mu.Lock()
+	m.decide()
+	ends := m.exited || !m.closed
+	m.mu.Unlock()
+	if m.child > 0 && ends {
+		m.reap()
+	}
+}
+
+// reap waits, without keeping a thread, until the monitor has ended.
+func (m *Monitor) reap() {
+	m.reaped.Do(func() {
+		if pid, err := unix.Wait4(m.child, nil, unix.WNOHANG, nil); pid != 0 || err != nil {
+			return
+		}
+		fd, err := unix.PidfdOpen(m.child, unix.PIDFD_NONBLOCK)
+		if err != nil {
+			return
+		}
+		process := os.NewFile(uintptr(fd), "monitor")
+		defer process.Close()
+		raw, err := process.SyscallConn()
+		if err != nil {
+			return
+		}
+		_ = raw.Read(func(uintptr) bool {
+			pid, err := unix.Wait4(m.child, nil, unix.WNOHANG, nil)
+			return pid != 0 || err != nil
+		})
+	})
+}

@@ -1,0 +1,187 @@
+/*
+ * The container's output, as CRI wants it in a file: one time stamp per line,
+ * the stream's name, F for the end of a line and P for a piece of one.
+ */
+#include "monitor.h"
+
+/* The slack at each end lets copying and searching go in whole words. */
+static u8 in[2][IN_SIZE] __attribute__((aligned(PAGE)));
+static u8 out[OUT_SIZE] __attribute__((aligned(PAGE)));
+static u8 head[LINE_HEAD] = "2006-01-02T15:04:05.123456789Z stdout F ";
+
+enum { OUT_START = 1, TAG = 38 };	/* out[0]: a newline for a torn log */
+
+static void digits(u8 *end, u32 n, u64 value)
+{
+	while (n--) {
+		*--end = (u8)('0' + value % 10);
+		value /= 10;
+	}
+}
+
+/* Days since 1970 to a date, by counting in years that begin in March. */
+static void stamp_day(u64 day)
+{
+	u64 z = day + 719468, era = z / 146097, doe = z % 146097;
+	u64 yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
+	u64 doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+	u64 month = (5 * doy + 2) / 153;
+
+	digits(head + 10, 2, doy - (153 * month + 2) / 5 + 1);
+	month = month < 10 ? month + 3 : month - 9;
+	digits(head + 7, 2, month);
+	digits(head + 4, 4, (yoe + era * 400 + (month <= 2)) % 10000);
+}
+
+/* One reading of the clock serves all lines that one read has brought. */
+static void stamp(u32 index)
+{
+	u64 now = now_ns(), second = now / 1000000000 % 86400;
+
+	stamp_day(now / 1000000000 / 86400);
+	digits(head + 13, 2, second / 3600);
+	digits(head + 16, 2, second / 60 % 60);
+	digits(head + 19, 2, second % 60);
+	digits(head + 29, 9, now % 1000000000);
+	__builtin_memcpy(head + 31, index ? "stderr" : "stdout", 6);
+}
+
+/* What cannot be written is dropped and counted; the workload goes on. */
+void log_flush(void)
+{
+	u8 *from = out + OUT_START, *end = from + m.out_length;
+
+	if (!m.out_length)
+		return;
+	m.out_length = 0;
+	if (m.torn)
+		*--from = '\n';
+	while (from < end) {
+		long n = SYS(write, m.log, from, end - from);
+		if (n <= 0) {
+			m.dropped_bytes += (u64)(end - from);
+			return;
+		}
+		from += n;
+		m.log_bytes += (u64)n;
+		m.torn = from[-1] != '\n';
+	}
+}
+
+static void copy(u8 *to, const u8 *from, u32 length)
+{
+	for (s64 left = length; left > 0; left -= CHUNK, to += CHUNK, from += CHUNK)
+		__builtin_memcpy(to, from, CHUNK);
+}
+
+static void emit(u8 tag, const u8 *text, u32 length)
+{
+	if (m.out_length >= FLUSH_AT)
+		log_flush();
+	u8 *to = out + OUT_START + m.out_length;
+
+	head[TAG] = tag;
+	__builtin_memcpy(to, head, LINE_HEAD);
+	copy(to + LINE_HEAD, text, length);
+	to[LINE_HEAD + length] = '\n';
+	m.out_length += LINE_HEAD + length + 1;
+}
+
+/* Finds the next newline, eight bytes at a time; end when there is none. */
+static const u8 *newline(const u8 *p, const u8 *end)
+{
+	const u64 ones = ~0ul / 255, highs = ones << 7;
+
+	for (; p < end; p += 8) {
+		u64 word;
+		__builtin_memcpy(&word, p, 8);
+		word ^= ones * '\n';
+		word = (word - ones) & ~word & highs;
+		if (word) {
+			p += __builtin_ctzl(word) / 8;
+			break;
+		}
+	}
+	return p < end ? p : end;
+}
+
+/* Takes n bytes that follow what is held, and writes the lines they complete. */
+static void take(u32 index, u32 n)
+{
+	struct stream *s = &m.stream[index];
+	const u8 *line = in[index], *from = line + s->held, *end = from + n;
+
+	stamp(index);
+	for (;;) {
+		const u8 *stop = newline(from, end);
+		for (; stop - line > m.line_bytes; line += m.line_bytes)
+			emit('P', line, m.line_bytes);
+		if (stop == end)
+			break;
+		emit('F', line, (u32)(stop - line));
+		line = from = stop + 1;
+	}
+	s->held = (u32)(end - line);
+	if (s->held && line != in[index])
+		__builtin_memmove(in[index], line, s->held);
+}
+
+void stream_end(u32 index)
+{
+	struct stream *s = &m.stream[index];
+
+	if (s->held) {
+		stamp(index);
+		emit('F', in[index], s->held);
+		s->held = 0;
+	}
+	unwatch(&s->fd);
+}
+
+/* Reads once; false when there is nothing more to be had now. */
+bool stream_read(u32 index)
+{
+	struct stream *s = &m.stream[index];
+
+	if (s->fd < 0)
+		return false;
+	long n = SYS(read, s->fd, in[index] + s->held, READ_MAX);
+	if (n == -EAGAIN)
+		return false;
+	m.idle_memory = true;
+	if (n <= 0) {	/* EIO is how a terminal ends */
+		stream_end(index);
+		return false;
+	}
+	take(index, (u32)n);
+	return true;
+}
+
+/*
+ * Init is dead: what it wrote is in the pipe, and a pipe holds 1 MiB at most.
+ * Whoever else still writes must not keep the exit from being told.
+ */
+void stream_drain(u32 index)
+{
+	for (u32 i = 0; i < 64 && stream_read(index); i++)
+		;
+}
+
+/* For the fuzzer: output as if it had been read. */
+void stream_line(u32 index, const u8 *data, u32 length)
+{
+	for (u32 i = 0; i < length; i++)
+		in[index][m.stream[index].held + i] = data[i];
+	take(index, length);
+}
+
+/* Gives the pages of a burst back; an idle monitor keeps next to none. */
+void log_trim(void)
+{
+	for (u32 i = 0; i < 2; i++) {
+		u32 keep = (m.stream[i].held + PAGE - 1) & ~(u32)(PAGE - 1);
+		SYS(madvise, in[i] + keep, IN_SIZE - keep, MADV_DONTNEED);
+	}
+	SYS(madvise, out, OUT_SIZE, MADV_DONTNEED);
+	m.idle_memory = false;
+}
