@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 // defaultTOML is both the documentation of the configuration and the only
@@ -58,6 +60,22 @@ func (d *duration) UnmarshalText(text []byte) error {
 	var err error
 	d.Duration, err = time.ParseDuration(string(text))
 	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// effective returns what holds after all files and flags, by the keys of the file.
+func (c *config) effective() (map[string]any, error) {
+	text, err := toml.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	keys := map[string]any{}
+	if err = toml.Unmarshal(text, &keys); err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	return keys, nil
 }
 
 // keyError is a value that cannot be.

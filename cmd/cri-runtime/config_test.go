@@ -174,6 +174,23 @@ func TestConfigDefaultIsComplete(t *testing.T) {
 	}
 }
 
+func TestConfigEffective(t *testing.T) {
+	t.Parallel()
+	c, err := loadConfig(filepath.Join(t.TempDir(), "none"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.CgroupParent = "/flag"
+	keys, err := c.effective()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, ok := keys["image"].(map[string]any)
+	if !ok || image["no_progress_timeout"] != "1m0s" || keys["cgroup_parent"] != "/flag" {
+		t.Errorf("got %v", keys)
+	}
+}
+
 func tomlKeys(of reflect.Type) []string {
 	var keys []string
 	for field := range of.Fields() {
