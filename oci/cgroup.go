@@ -2,68 +2,362 @@ package oci
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"path"
+	"slices"
+	"strings"
 
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // lets the library set device rules
+	"github.com/opencontainers/cgroups/fs"
+	"github.com/opencontainers/cgroups/fs2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	cgroupRoot = "/sys/fs/cgroup"
+	cgroupMode = 0o755
 )
 
 // Cgroups makes and finds cgroups. It is safe for concurrent use.
-type Cgroups struct{}
+//
+// Processes are never attached from outside, which costs an RCU grace period
+// of 8 to 15 ms: they join through JoinPaths or are cloned into Dir.
+type Cgroups struct {
+	systemd     bool
+	v2          bool
+	hierarchies []place // v1: the mount points; v2: the root alone
+	swap        bool    // the memory controller limits swap
+}
+
+// place is one directory: of a hierarchy or of a cgroup in it.
+type place struct {
+	dir         string
+	controllers []string // "name=systemd" for the named hierarchy
+}
+
+func (p *place) has(controller string) bool { return slices.Contains(p.controllers, controller) }
 
 // Cgroup is one cgroup: a directory (v2) or one directory in each hierarchy
 // (v1). It is safe for concurrent use.
 type Cgroup struct {
-	// LeftOut says in one line each which limits were not set because the
-	// kernel has no controller for them.
+	// LeftOut says in one line each which limits Create did not set because
+	// the kernel has no controller for them. Only Create writes it.
 	LeftOut []string
+
+	g      *Cgroups
+	places []place
+	join   []string // v1: the tasks files
+	oom    string   // path of the file that counts OOM kills, "" when there is none
 }
 
 // NewCgroups looks at the host's cgroup mounts, once. driver is "cgroupfs" or
 // "systemd".
-func NewCgroups(driver string) (*Cgroups, error) { return nil, ErrUnsupported }
-
-// V2 tells whether the host has the unified hierarchy only.
-func (g *Cgroups) V2() bool { return false }
-
-// Create makes the cgroup path with its parents and sets the limits r (nil:
-// none). path is absolute below the cgroup root (cgroupfs) or has the form
-// slice:prefix:name (systemd). When it fails nothing is left that was not
-// there before; a cgroup that exists is taken as it is.
-func (g *Cgroups) Create(path string, r *specs.LinuxResources) (*Cgroup, error) {
-	return nil, ErrUnsupported
+func NewCgroups(driver string) (*Cgroups, error) {
+	g := &Cgroups{systemd: driver == "systemd", v2: unifiedOnly()}
+	if driver != "cgroupfs" && driver != "systemd" {
+		return nil, fmt.Errorf("cgroup driver %q: want cgroupfs or systemd: %w", driver, ErrInvalid)
+	}
+	if g.systemd && !exists("/run/systemd/system") {
+		return nil, fmt.Errorf("cgroup driver systemd: systemd does not run here, use cgroupfs: %w", ErrUnsupported)
+	}
+	g.swap = swapLimited(g.v2)
+	if g.v2 {
+		controllers, err := os.ReadFile(cgroupRoot + "/cgroup.controllers")
+		if err != nil {
+			return nil, fmt.Errorf("find cgroup controllers: %w", err)
+		}
+		g.hierarchies = []place{{dir: cgroupRoot, controllers: strings.Fields(string(controllers))}}
+		return g, nil
+	}
+	list, err := ReadHierarchies()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range list {
+		dir := path.Join(cgroupRoot, h.Name)
+		if isCgroupFS(dir, unix.CGROUP_SUPER_MAGIC) {
+			g.hierarchies = append(g.hierarchies, place{dir: dir, controllers: h.Options})
+		}
+	}
+	if len(g.hierarchies) == 0 {
+		return nil, fmt.Errorf("find cgroups: no hierarchy is mounted below %s: %w", cgroupRoot, ErrUnsupported)
+	}
+	return g, nil
 }
 
-// Load finds the cgroup that Create made for path.
-func (g *Cgroups) Load(path string) (*Cgroup, error) { return nil, ErrUnsupported }
+func isCgroupFS(dir string, magic int64) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == magic
+}
+
+func unifiedOnly() bool { return isCgroupFS(cgroupRoot, unix.CGROUP2_SUPER_MAGIC) }
+
+// V2 tells whether the host has the unified hierarchy only.
+func (g *Cgroups) V2() bool { return g.v2 }
+
+// at returns the cgroup p, which may or may not exist.
+func (g *Cgroups) at(p string) (*Cgroup, error) {
+	rel, err := cgroupPath(p, g.systemd)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cgroup{g: g, places: make([]place, len(g.hierarchies))}
+	for i, h := range g.hierarchies {
+		c.places[i] = place{dir: h.dir + rel, controllers: h.controllers}
+		if !g.v2 {
+			c.join = append(c.join, h.dir+rel+"/tasks")
+		}
+		switch {
+		case g.v2:
+			c.oom = h.dir + rel + "/memory.events"
+		case h.has("memory"):
+			c.oom = h.dir + rel + "/memory.oom_control"
+		}
+	}
+	return c, nil
+}
+
+// Create makes the cgroup p with its parents and sets the limits r (nil:
+// none). p is absolute below the cgroup root (cgroupfs) or has the form
+// slice:prefix:name (systemd). When it fails nothing is left that was not
+// there before; a cgroup that exists is taken as it is.
+func (g *Cgroups) Create(p string, r *specs.LinuxResources) (*Cgroup, error) {
+	c, err := g.at(p)
+	if err != nil {
+		return nil, err
+	}
+	res, leftOut, err := g.limits(r)
+	if err != nil {
+		return nil, fmt.Errorf("create cgroup %s: %w", p, err)
+	}
+	c.LeftOut = leftOut
+	made, err := c.makeAll(res)
+	if err == nil && r != nil {
+		err = c.apply(res)
+	}
+	if err != nil {
+		undo(made)
+		return nil, fmt.Errorf("create cgroup %s: %w", p, err)
+	}
+	return c, nil
+}
+
+// undo removes what was made, the deepest first. What somebody else has
+// begun to use meanwhile stays.
+func undo(made []string) {
+	for _, dir := range slices.Backward(made) {
+		_ = unix.Rmdir(dir)
+	}
+}
+
+// makeAll makes the directories and returns those that were not there.
+func (c *Cgroup) makeAll(res *cgroups.Resources) (made []string, err error) {
+	if c.g.v2 {
+		dir := c.places[0].dir
+		for d := dir; d != cgroupRoot && !exists(d); d = path.Dir(d) {
+			made = append([]string{d}, made...)
+		}
+		m, err := fs2.NewManager(&cgroups.Cgroup{Resources: res}, dir)
+		if err != nil {
+			return made, err
+		}
+		return made, m.Apply(-1)
+	}
+	for i := range c.places {
+		h, p := &c.g.hierarchies[i], &c.places[i]
+		if made, err = makeDirs(h.dir, p.dir, made); err != nil {
+			return made, err
+		}
+		if p.has("cpuset") {
+			if err := inheritCpuset(h.dir, p.dir); err != nil {
+				return made, err
+			}
+		}
+	}
+	return made, nil
+}
+
+// makeDirs makes dir and what is missing between it and top.
+func makeDirs(top, dir string, made []string) ([]string, error) {
+	err := unix.Mkdir(dir, cgroupMode)
+	if errors.Is(err, unix.ENOENT) && dir != top {
+		if made, err = makeDirs(top, path.Dir(dir), made); err != nil {
+			return made, err
+		}
+		err = unix.Mkdir(dir, cgroupMode)
+	}
+	switch {
+	case err == nil:
+		return append(made, dir), nil
+	case errors.Is(err, unix.EEXIST):
+		return made, nil
+	}
+	return made, &os.PathError{Op: "mkdir", Path: dir, Err: err}
+}
+
+// inheritCpuset fills the CPUs and memory nodes of dir, and of its parents up
+// to top, from the level above: a v1 cpuset starts empty, and nothing can join
+// an empty one. Two that do it at once write the same.
+func inheritCpuset(top, dir string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if _, err := inheritFile(top, dir, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inheritFile(top, dir, file string) (string, error) {
+	value, err := cgroups.ReadFile(dir, file)
+	if err != nil {
+		return "", err
+	}
+	if value = strings.TrimSpace(value); value != "" || dir == top {
+		return value, nil
+	}
+	if value, err = inheritFile(top, path.Dir(dir), file); err != nil {
+		return "", err
+	}
+	return value, cgroups.WriteFile(dir, file, value)
+}
+
+// apply writes limits.
+func (c *Cgroup) apply(res *cgroups.Resources) error {
+	if c.g.v2 {
+		m, err := fs2.NewManager(&cgroups.Cgroup{Resources: res}, c.places[0].dir)
+		if err != nil {
+			return err
+		}
+		return m.Set(res)
+	}
+	paths := make(map[string]string, len(c.places))
+	for i := range c.places {
+		for _, controller := range c.places[i].controllers {
+			paths[controller] = c.places[i].dir
+		}
+	}
+	m, err := fs.NewManager(&cgroups.Cgroup{Resources: res}, paths)
+	if err != nil {
+		return err
+	}
+	return m.Set(res)
+}
+
+// Load finds the cgroup that Create made for p. ErrNotFound says that it is
+// nowhere.
+func (g *Cgroups) Load(p string) (*Cgroup, error) {
+	c, err := g.at(p)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.places {
+		if exists(c.places[i].dir) {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("cgroup %s: %w", p, ErrNotFound)
+}
+
+// Set changes limits of an existing cgroup. Limits that are zero or nil stay as they are.
+func (c *Cgroup) Set(r *specs.LinuxResources) error {
+	res, _, err := c.g.limits(r)
+	if err != nil {
+		return fmt.Errorf("set limits of cgroup %s: %w", c.places[0].dir, err)
+	}
+	if err := c.apply(res); err != nil {
+		return fmt.Errorf("set limits of cgroup %s: %w", c.places[0].dir, err)
+	}
+	return nil
+}
 
 // JoinPaths returns the files that a single-threaded process writes "0" to in
 // order to join (v1: `tasks` in every hierarchy), nil on v2, where a process
 // is cloned into Dir.
-func (c *Cgroup) JoinPaths() []string { return nil }
+func (c *Cgroup) JoinPaths() []string { return slices.Clone(c.join) }
 
-// Dir opens the directory for CLONE_INTO_CGROUP (v2); nil on v1.
-func (c *Cgroup) Dir() (*os.File, error) { return nil, ErrUnsupported }
+// Dir opens the directory for CLONE_INTO_CGROUP (v2); nil on v1. The caller closes it.
+func (c *Cgroup) Dir() (*os.File, error) {
+	if !c.g.v2 {
+		return nil, nil //nolint:nilnil // there is no such directory
+	}
+	f, err := os.OpenFile(c.places[0].dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	return f, nil
+}
 
 // OOMFile opens the file whose oom_kill line counts the kills; nil when there
-// is no memory controller.
-func (c *Cgroup) OOMFile() (*os.File, error) { return nil, ErrUnsupported }
-
-// Set changes limits of an existing cgroup.
-func (c *Cgroup) Set(r *specs.LinuxResources) error { return ErrUnsupported }
-
-// Procs lists the processes in the cgroup and in those below it.
-func (c *Cgroup) Procs() ([]int, error) { return nil, ErrUnsupported }
-
-// Populated tells whether a process is in the cgroup or in one below it.
-func (c *Cgroup) Populated() (bool, error) { return false, ErrUnsupported }
-
-// Kill sends SIGKILL to every process in the cgroup and below it.
-func (c *Cgroup) Kill() error { return ErrUnsupported }
-
-// Remove kills what is left and removes the cgroup with all below it. It
-// goes on until ctx ends; a cgroup that is gone already is no error.
-func (c *Cgroup) Remove(ctx context.Context) error { return ErrUnsupported }
+// is no memory controller. The caller closes it. An exec's cgroup counts with the container's.
+func (c *Cgroup) OOMFile() (*os.File, error) {
+	if c.oom == "" {
+		return nil, nil //nolint:nilnil // there is no such file
+	}
+	fd, err := unix.Open(c.oom, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) && exists(path.Dir(c.oom)) {
+		return nil, nil //nolint:nilnil // v2 without a memory controller
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the count of OOM kills: %w", &os.PathError{Op: "open", Path: c.oom, Err: err})
+	}
+	return os.NewFile(uintptr(fd), c.oom), nil
+}
 
 // Sub makes a cgroup below c for one exec. On v1 it is a directory in one
 // hierarchy only; its other places are c's own.
-func (c *Cgroup) Sub(name string) (*Cgroup, error) { return nil, ErrUnsupported }
+func (c *Cgroup) Sub(name string) (*Cgroup, error) {
+	if err := checkName("cgroup of an exec", name); err != nil {
+		return nil, err
+	}
+	home := c.home()
+	dir := home.dir + "/" + name
+	if err := unix.Mkdir(dir, cgroupMode); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("create cgroup of an exec: %w", &os.PathError{Op: "mkdir", Path: dir, Err: err})
+	}
+	sub := &Cgroup{g: c.g, places: []place{{dir: dir, controllers: home.controllers}}, oom: c.oom}
+	for _, tasks := range c.join {
+		if path.Dir(tasks) == home.dir {
+			tasks = dir + "/tasks"
+		}
+		sub.join = append(sub.join, tasks)
+	}
+	return sub, nil
+}
+
+// home is the place that lists the cgroup's processes and holds the cgroups of
+// execs. pids and freezer keep no state that an empty directory has to be given.
+func (c *Cgroup) home() *place {
+	for _, controller := range []string{"pids", "freezer"} {
+		for i := range c.places {
+			if c.places[i].has(controller) {
+				return &c.places[i]
+			}
+		}
+	}
+	return &c.places[0]
+}
+
+// Remove kills what is left and removes the cgroup with all below it. It
+// goes on until ctx ends; a cgroup that is gone already is no error.
+func (c *Cgroup) Remove(ctx context.Context) error {
+	wait := newBackoff()
+	for {
+		err := c.removeDirs()
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+		if killErr := c.Kill(); killErr != nil {
+			return errors.Join(fmt.Errorf("remove cgroup: %w", err), killErr)
+		}
+		if ctxErr := wait.next(ctx); ctxErr != nil {
+			return fmt.Errorf("remove cgroup: %w: %s", errors.Join(err, ctxErr), c.survivors())
+		}
+	}
+}

@@ -1,6 +1,8 @@
 package oci
 
 import (
+	"fmt"
+
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -58,27 +60,90 @@ type Labels struct {
 
 // ContainerSpec translates a container's CRI messages into a runtime Spec. It
 // is a pure function: no file, no system call, no clock.
+//
+// The image's configuration contributes command, environment, directory and
+// (through c.User) the user, nothing else. Annotations select nothing.
 func ContainerSpec(c *Container) (*specs.Spec, error) {
-	return nil, ErrUnsupported
+	if err := ValidateContainer(c.Config, c.Pod); err != nil {
+		return nil, err
+	}
+	sec := c.Config.GetLinux().GetSecurityContext()
+	process, err := c.process()
+	if err != nil {
+		return nil, err
+	}
+	mounts, propagation, err := c.mounts()
+	if err != nil {
+		return nil, err
+	}
+	namespaces, err := c.namespaces()
+	if err != nil {
+		return nil, err
+	}
+	resources, err := c.resources()
+	if err != nil {
+		return nil, err
+	}
+	devices, rules, err := c.devices()
+	if err != nil {
+		return nil, err
+	}
+	resources.Devices = rules
+	seccomp, err := c.seccomp()
+	if err != nil {
+		return nil, err
+	}
+	masked, readonly := c.hiddenPaths()
+	labels := c.labels()
+	process.SelinuxLabel = labels.Process
+	return &specs.Spec{
+		Version:     specs.Version,
+		Process:     process,
+		Root:        &specs.Root{Path: c.Rootfs, Readonly: sec.GetReadonlyRootfs()},
+		Hostname:    c.specHostname(),
+		Mounts:      mounts,
+		Annotations: c.annotations(),
+		Linux: &specs.Linux{
+			Resources:         resources,
+			CgroupsPath:       c.Cgroup,
+			Namespaces:        namespaces,
+			Devices:           devices,
+			Seccomp:           seccomp,
+			RootfsPropagation: propagation,
+			MaskedPaths:       masked,
+			ReadonlyPaths:     readonly,
+			MountLabel:        labels.Mount,
+		},
+	}, nil
+}
+
+// annotations name the container for whoever reads config.json. Those of the
+// request stay out: they are the user's, and a runtime must not act on them
+// (CVE-2023-6476, CVE-2024-3154).
+func (c *Container) annotations() map[string]string {
+	meta := c.Pod.GetMetadata()
+	return map[string]string{
+		"io.kubernetes.container.name": c.Config.GetMetadata().GetName(),
+		"io.kubernetes.pod.name":       meta.GetName(),
+		"io.kubernetes.pod.namespace":  meta.GetNamespace(),
+		"io.kubernetes.pod.uid":        meta.GetUid(),
+	}
 }
 
 // LeftOut says in one line each what the spec of c does not grant although
 // it was asked for, because this host or this daemon cannot.
-func LeftOut(c *Container) []string { return nil }
-
-// ExecProcess returns the process of an exec in the container of spec: its
-// user, capabilities, directory and environment, with other arguments.
-func ExecProcess(spec *specs.Spec, args []string, tty bool) *specs.Process { return nil }
-
-// SeccompProfile tells which profile the container is to run with. With
-// Localhost, the second result is the absolute path of the profile's file.
-func SeccompProfile(config *runtimeapi.ContainerConfig) (runtimeapi.SecurityProfile_ProfileType, string, error) {
-	return 0, "", ErrUnsupported
+func LeftOut(c *Container) []string {
+	var out []string
+	sec := c.Config.GetLinux().GetSecurityContext()
+	if _, missing, err := capabilities(sec, c.Host); err == nil {
+		for _, name := range missing {
+			out = append(out, fmt.Sprintf("%s.add_capabilities: %s is not added, the daemon does not have it", capabilitiesField, name))
+		}
+	}
+	want := int(c.Config.GetLinux().GetResources().GetOomScoreAdj())
+	if got := c.Host.ClampOOMScoreAdj(want); got != want {
+		out = append(out, fmt.Sprintf("%s.oom_score_adj: %d instead of %d, the daemon lacks CAP_SYS_RESOURCE", resourcesField, got, want))
+	}
+	out = append(out, c.cutRlimits()...)
+	return append(out, c.missingResources()...)
 }
-
-// EncodeSpec returns config.json. Environment values that are not UTF-8,
-// which JSON cannot hold, survive in a member of their own.
-func EncodeSpec(spec *specs.Spec) ([]byte, error) { return nil, ErrUnsupported }
-
-// DecodeSpec reads what EncodeSpec wrote.
-func DecodeSpec(data []byte) (*specs.Spec, error) { return nil, ErrUnsupported }
