@@ -1,0 +1,98 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// maxReopened is how often in a row a download is resumed without a byte more.
+const maxReopened = 3
+
+// blobReader downloads a blob. A connection that breaks is made again from
+// where it broke, with a range request where the registry serves those.
+type blobReader struct {
+	ctx    context.Context //nolint:containedctx // io.Reader has no other way to get it
+	sess   *session
+	desc   ocispec.Descriptor
+	rc     io.ReadCloser
+	offset int64
+	broken int // in a row without progress
+}
+
+// Read returns io.EOF only at the size that the descriptor names.
+func (b *blobReader) Read(p []byte) (int, error) {
+	for {
+		n, err := b.read(p)
+		b.offset += int64(n)
+		if n > 0 {
+			b.broken = 0
+			return n, nil // an error comes again
+		}
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, io.EOF) && b.offset >= b.desc.Size {
+			return 0, io.EOF
+		}
+		b.broken++
+		if b.broken > maxReopened || !b.resumable(err) {
+			return 0, b.fail(err)
+		}
+		if b.rc != nil {
+			_ = b.rc.Close() // it is broken
+			b.rc = nil
+		}
+		if err := pause(b.ctx, backoff(b.broken, nil)); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (b *blobReader) read(p []byte) (int, error) {
+	if b.rc == nil {
+		rc, err := b.sess.open(b.ctx, b.desc, b.offset)
+		if err != nil {
+			return 0, err
+		}
+		b.rc = rc
+	}
+	return b.rc.Read(p)
+}
+
+func (b *blobReader) resumable(err error) bool {
+	if b.ctx.Err() != nil || errors.Is(err, ErrStalled) {
+		return false
+	}
+	var busy *statusError
+	if errors.As(err, &busy) {
+		return false // transport was patient already
+	}
+	// A plain end is the registry's whole answer: its blob is too short.
+	return b.offset > 0 && err != io.EOF && brokenConnection(err) //nolint:errorlint // io.EOF alone, not what wraps it
+}
+
+func (b *blobReader) fail(err error) error {
+	if cause := context.Cause(b.ctx); cause != nil {
+		return cause
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &cutShort{want: b.desc.Size, got: b.offset}
+	}
+	return b.sess.explain(err)
+}
+
+// Close ends the download.
+func (b *blobReader) Close() error {
+	if b.rc == nil {
+		return nil
+	}
+	err := b.rc.Close()
+	b.rc = nil
+	if b.ctx.Err() != nil {
+		return nil // cancelled: the connection is gone already
+	}
+	return err
+}

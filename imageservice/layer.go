@@ -1,0 +1,214 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// maxLookahead is how much of a layer that cannot be unpacked is still read to
+// tell a damaged download from a malformed layer.
+const maxLookahead = 64 << 20
+
+// layer is one layer that a pull wants.
+type layer struct {
+	blob   ocispec.Descriptor
+	diffID digest.Digest
+}
+
+// ensure sees that a layer is on the disk. Pulls that want the same at once
+// share the download; if that fails for the one who started it, each of the
+// others tries with its own registry and credentials. The caller has pinned
+// the layer.
+func (s *Store) ensure(ctx context.Context, sess *session, l layer) error {
+	for {
+		if s.has(l.diffID) {
+			return nil
+		}
+		_, joined, err := s.downloads.do(ctx, l.blob.Digest.String()+" "+l.diffID.String(),
+			func(ctx context.Context) (struct{}, error) {
+				return struct{}{}, s.download(quiet(ctx), sess, l)
+			})
+		if err == nil || !joined || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// has tells whether a layer is on the disk. One that somebody deleted behind
+// our back is forgotten.
+func (s *Store) has(diffID digest.Digest) bool {
+	s.mu.Lock()
+	known := s.layers[diffID] != nil
+	s.mu.Unlock()
+	if !known {
+		return false
+	}
+	if _, err := readLayer(s.layerPath(diffID)); err == nil {
+		return true
+	}
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	_ = os.Rename(s.layerPath(diffID), s.ingestPath()) // what is left of it
+	s.mu.Lock()
+	delete(s.layers, diffID)
+	s.mu.Unlock()
+	return false
+}
+
+// download brings one layer from the registry into its place.
+func (s *Store) download(ctx context.Context, sess *session, l layer) (err error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.has(l.diffID) {
+		return nil // another blob had the same content
+	}
+	dir := s.ingestPath()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	record, err := s.stream(ctx, sess, l, filepath.Join(dir, diffDir))
+	if err != nil {
+		return err
+	}
+	record.DiffID, record.Blob, record.Size = l.diffID, l.blob.Digest, l.blob.Size
+	record.Inodes += 2 // the layer's directory and its record
+	record.Bytes += 2 * s.block
+	content, err := json.Marshal(record)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, layerFile), content, 0o600); err != nil {
+		return err
+	}
+	return s.settle(dir, record)
+}
+
+// settle gives a layer its name. It is durable with the record of the first
+// image that has it.
+func (s *Store) settle(dir string, record *layerRecord) error {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	s.mu.Lock()
+	known := s.layers[record.DiffID] != nil
+	s.mu.Unlock()
+	if known {
+		return os.RemoveAll(dir)
+	}
+	// Only what is left of a layer that was deleted by hand can be here.
+	if err := os.Rename(s.layerPath(record.DiffID), s.ingestPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(dir, s.layerPath(record.DiffID)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.layers[record.DiffID] = record
+	s.mu.Unlock()
+	return nil
+}
+
+// stream downloads, verifies, decompresses and unpacks a layer into diff, in
+// three goroutines: one reads the network and hashes, one decompresses and
+// hashes, this one unpacks.
+func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string) (*layerRecord, error) {
+	if err := makeDiff(diff); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	blob := &blobReader{ctx: ctx, sess: sess, desc: l.blob}
+	compressed := newVerifier(blob, l.blob.Digest, math.MaxInt64, "blob")
+	download := newReadAhead(compressed, &s.buffers)
+	defer func() {
+		cancel() // ends a Read that hangs
+		download.close()
+		_ = blob.Close() // verified, or failed already
+	}()
+	record, err := s.unpackBlob(ctx, download, l.diffID, diff)
+	if err != nil {
+		return nil, s.blame(err, download, compressed)
+	}
+	if _, err := io.Copy(io.Discard, download); err != nil {
+		return nil, err
+	}
+	return record, compressed.verify()
+}
+
+// blame finds the true reason why a layer could not be unpacked: if the blob
+// is not what its digest says, that is it.
+func (s *Store) blame(err error, download io.Reader, compressed *verifier) error {
+	if !errors.Is(err, ErrMalformedLayer) {
+		return err
+	}
+	n, readErr := io.CopyN(io.Discard, download, maxLookahead)
+	if n == maxLookahead {
+		return err
+	}
+	if !errors.Is(readErr, io.EOF) {
+		return readErr
+	}
+	if mismatch := compressed.verify(); mismatch != nil {
+		return mismatch
+	}
+	return err
+}
+
+// unpackBlob unpacks a blob and verifies what was in it.
+func (s *Store) unpackBlob(ctx context.Context, download io.Reader, diffID digest.Digest, diff string) (*layerRecord, error) {
+	plain := &decompressor{source: download}
+	content := newVerifier(plain, diffID, s.limits.bytes, "content")
+	archive := newReadAhead(content, &s.buffers)
+	defer func() {
+		archive.close()
+		plain.Close()
+	}()
+	buf, _ := s.buffers.Get().(*[chunkSize]byte)
+	defer s.buffers.Put(buf)
+	u, err := newUnpacker(diff, s, buf[:])
+	if err != nil {
+		return nil, err
+	}
+	defer u.close()
+	record, err := u.unpack(ctx, archive)
+	if err != nil {
+		return nil, err
+	}
+	// What follows the archive's end belongs to the digests too.
+	if _, err := io.Copy(io.Discard, archive); err != nil {
+		return nil, err
+	}
+	if err := content.verify(); err != nil {
+		return nil, err
+	}
+	return record, nil
+}
+
+// makeDiff makes the directory that a layer is unpacked into, as root's own
+// whatever the directories above it pass on.
+func makeDiff(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(path, 0, 0); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(path, 0o755)
+}

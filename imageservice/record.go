@@ -1,0 +1,181 @@
+package imageservice
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	imageFile    = "image.json"
+	manifestFile = "manifest.json"
+	configFile   = "config.json"
+	layerFile    = "layer.json"
+	diffDir      = "diff"
+	parentsDir   = "parents"
+)
+
+// imageRecord is image.json.
+type imageRecord struct {
+	ID       string          `json:"id"`
+	Tags     []string        `json:"tags"`
+	Digests  []string        `json:"digests"`
+	Manifest digest.Digest   `json:"manifest"`
+	Layers   []digest.Digest `json:"layers"` // diffIDs, the bottom one first
+	PulledAt time.Time       `json:"pulledAt"`
+	// Parents says that parents/ exists: see parents.go.
+	Parents bool `json:"parents,omitempty"`
+	// Removed is an image that users removed while containers held it.
+	Removed bool `json:"removed,omitempty"`
+}
+
+// clone returns a copy that shares nothing that changes.
+func (r *imageRecord) clone() *imageRecord {
+	c := *r
+	c.Tags = slices.Clone(r.Tags)
+	c.Digests = slices.Clone(r.Digests)
+	return &c
+}
+
+// layerRecord is layer.json.
+type layerRecord struct {
+	DiffID digest.Digest `json:"diffID"`
+	Blob   digest.Digest `json:"blob"`
+	Size   int64         `json:"size"`   // of the blob
+	Bytes  uint64        `json:"bytes"`  // on the disk
+	Inodes uint64        `json:"inodes"` // on the disk
+	// OpaqueRoot is a layer that hides all layers below it.
+	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
+	// Implicit are directories that the layer holds without describing them.
+	Implicit []string `json:"implicit,omitempty"`
+}
+
+// writeFile writes a new file and replaces the old one of that name by it. The
+// content is durable only after the caller's syncfs, and the name only after
+// syncDir.
+func writeFile(path string, content []byte) error {
+	temp := path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
+}
+
+// commitFile gives a file of writeFile its name, durably.
+func commitFile(path string) error {
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// syncFS makes everything written to d's file system durable, and reports
+// errors of writing since d was opened.
+func syncFS(d *os.File) error {
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("sync the file system of %s: %w", d.Name(), err)
+	}
+	return nil
+}
+
+// writeRecord replaces image.json, durably.
+func writeRecord(dir string, record *imageRecord) error {
+	content, err := json.Marshal(record)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, imageFile)
+	if err := writeFile(path, content); err != nil {
+		return err
+	}
+	f, err := os.Open(path + ".new")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return commitFile(path)
+}
+
+// readJSON decodes a file of ours. A file cut off or empty is an error.
+func readJSON(path string, value any) error {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(content, value); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}
+
+// readRecord reads the record of one image and its config, and checks that the
+// config is the one that the image's id promises.
+func readRecord(dir string) (*imageRecord, *ocispec.Image, uint64, error) {
+	record := &imageRecord{}
+	if err := readJSON(filepath.Join(dir, imageFile), record); err != nil {
+		return nil, nil, 0, err
+	}
+	id := digest.Digest(record.ID)
+	if err := id.Validate(); err != nil || id.Encoded() != filepath.Base(dir) {
+		return nil, nil, 0, fmt.Errorf("read %s: it is the record of image %q", dir, record.ID)
+	}
+	size := uint64(0)
+	content, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	size += uint64(len(content))
+	if id.Algorithm().FromBytes(content) != id {
+		return nil, nil, 0, fmt.Errorf("read %s: %w", filepath.Join(dir, configFile), ErrDigestMismatch)
+	}
+	config, err := decodeConfig(content)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	if info, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
+		size += uint64(info.Size())
+	}
+	return record, config, size, nil
+}
+
+// readLayer reads the record of one layer and sees that its directory exists.
+func readLayer(dir string) (*layerRecord, error) {
+	record := &layerRecord{}
+	if err := readJSON(filepath.Join(dir, layerFile), record); err != nil {
+		return nil, err
+	}
+	if err := record.DiffID.Validate(); err != nil || record.DiffID.Encoded() != filepath.Base(dir) {
+		return nil, fmt.Errorf("read %s: it is the record of layer %q", dir, record.DiffID)
+	}
+	info, err := os.Lstat(filepath.Join(dir, diffDir))
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, diffDir), unix.ENOTDIR)
+	}
+	return record, nil
+}

@@ -1,0 +1,245 @@
+package imageservice
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	chunkSize    = 256 << 10
+	chunksAhead  = 4         // of each read-ahead
+	maxWindow    = 128 << 20 // of zstd: memory that an archive may ask for
+	magicLength  = 4
+	sourceBuffer = 64 << 10
+)
+
+// verifier hashes what is read through it.
+type verifier struct {
+	source io.Reader
+	want   digest.Digest
+	hash   hash.Hash
+	limit  int64 // bytes, beyond which Read fails
+	size   int64
+	what   string
+}
+
+func newVerifier(source io.Reader, want digest.Digest, limit int64, what string) *verifier {
+	return &verifier{source: source, want: want, hash: want.Algorithm().Hash(), limit: limit, what: what}
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	n, err := v.source.Read(p)
+	v.size += int64(n)
+	if v.size > v.limit {
+		return 0, fmt.Errorf("%w: %s of more than %d bytes", ErrTooLarge, v.what, v.limit)
+	}
+	v.hash.Write(p[:n])
+	return n, err
+}
+
+// verify is called when all is read.
+func (v *verifier) verify() error {
+	got := digest.NewDigest(v.want.Algorithm(), v.hash)
+	if got != v.want {
+		return fmt.Errorf("%w: %s is %s, got %s", ErrDigestMismatch, v.what, v.want, got)
+	}
+	return nil
+}
+
+// readAhead reads a source in a goroutine of its own, a few chunks ahead, so
+// that each stage of a stream has its own processor.
+type readAhead struct {
+	full chan chunk
+	free chan *[chunkSize]byte
+	stop chan struct{}
+	done chan struct{}
+	pool *sync.Pool
+
+	current chunk
+	rest    []byte
+}
+
+type chunk struct {
+	buf *[chunkSize]byte
+	n   int
+	err error
+}
+
+// newReadAhead starts reading. The caller closes it, and before that makes
+// sure that a Read of the source that hangs will end.
+func newReadAhead(source io.Reader, pool *sync.Pool) *readAhead {
+	r := &readAhead{
+		full: make(chan chunk, chunksAhead),
+		free: make(chan *[chunkSize]byte, chunksAhead),
+		stop: make(chan struct{}),
+		done: make(chan struct{}),
+		pool: pool,
+	}
+	for range chunksAhead {
+		r.free <- nil // taken from the pool when it is needed
+	}
+	go r.run(source)
+	return r
+}
+
+func (r *readAhead) run(source io.Reader) {
+	defer close(r.done)
+	defer close(r.full)
+	for {
+		var c chunk
+		select {
+		case c.buf = <-r.free:
+		case <-r.stop:
+			return
+		}
+		if c.buf == nil {
+			c.buf, _ = r.pool.Get().(*[chunkSize]byte)
+		}
+		c.n, c.err = fill(source, c.buf[:])
+		r.full <- c // never blocks: there are as many places as buffers
+		if c.err != nil {
+			return
+		}
+	}
+}
+
+// fill reads until p is full or the source ends. A slow source is passed on in
+// whole chunks too; only at the end of a stream would anyone wait for less.
+func fill(source io.Reader, p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, err := source.Read(p[n:])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (r *readAhead) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if r.current.err != nil {
+			return 0, r.current.err
+		}
+		if r.current.buf != nil {
+			r.free <- r.current.buf
+		}
+		r.current = <-r.full
+		r.rest = r.current.buf[:r.current.n]
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// close waits for the goroutine and gives the buffers back.
+func (r *readAhead) close() {
+	close(r.stop)
+	<-r.done
+	if r.current.buf != nil {
+		r.pool.Put(r.current.buf)
+	}
+	for c := range r.full {
+		r.pool.Put(c.buf)
+	}
+	close(r.free)
+	for buf := range r.free {
+		if buf != nil {
+			r.pool.Put(buf)
+		}
+	}
+	r.current, r.rest = chunk{err: io.ErrClosedPipe}, nil
+}
+
+// decompressor reads the archive in a blob. It tells an error of the blob's
+// source from one of its content.
+type decompressor struct {
+	source io.Reader
+	failed error // of source
+	plain  io.Reader
+	close  func()
+}
+
+// sourceReader remembers the error that ended the source.
+type sourceReader struct{ d *decompressor }
+
+func (r sourceReader) Read(p []byte) (int, error) {
+	n, err := r.d.source.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a reader's own end is not wrapped
+		r.d.failed = err
+	}
+	return n, err
+}
+
+func (d *decompressor) Read(p []byte) (int, error) {
+	if d.plain == nil {
+		if err := d.open(); err != nil {
+			return 0, d.judge(err)
+		}
+	}
+	n, err := d.plain.Read(p)
+	return n, d.judge(err)
+}
+
+func (d *decompressor) judge(err error) error {
+	switch {
+	case err == nil || err == io.EOF: //nolint:errorlint // a reader's own end is not wrapped
+		return err
+	case d.failed != nil:
+		return d.failed
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
+	}
+	return fmt.Errorf("%w: %w", ErrMalformedLayer, err)
+}
+
+// open goes by the first bytes, not by the media type: some registries hold
+// gzip under a plain type and the other way round, and the diffID decides in
+// the end.
+func (d *decompressor) open() error {
+	source := bufio.NewReaderSize(sourceReader{d}, sourceBuffer)
+	magic, err := source.Peek(magicLength)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(source)
+		if err != nil {
+			return err
+		}
+		d.plain = z
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), skippable(magic):
+		z, err := zstd.NewReader(source, zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return err
+		}
+		d.plain, d.close = z, z.Close
+	default:
+		d.plain = source
+	}
+	return nil
+}
+
+// Close frees what the decompressor holds.
+func (d *decompressor) Close() {
+	if d.close != nil {
+		d.close()
+	}
+}
+
+// skippable is a zstd frame with metadata, which some builders put first.
+func skippable(magic []byte) bool {
+	return len(magic) == magicLength && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})
+}
