@@ -78,7 +78,7 @@ func containerStatus(st *sandbox.ContainerStatus, names *imageNames) *runtimeapi
 		LogPath:     st.LogPath,
 		Resources:   st.Resources,
 		User:        st.User,
-		StopSignal:  stopSignal(st.Config.GetStopSignal(), image.stopSignal),
+		StopSignal:  stopSignal(st.StopSignal),
 	}
 }
 

@@ -15,9 +15,9 @@ import (
 )
 
 var (
-	// ErrInUse: another daemon answers on the socket.
+	// ErrInUse says that another daemon has the socket open.
 	ErrInUse = errors.New("in use by another daemon")
-	// ErrAddress: the socket's address cannot be listened on; the text says why.
+	// ErrAddress says that nothing can listen at the address; the text says why.
 	ErrAddress = errors.New("invalid listen address")
 
 	// errPanic: a handler panicked; the log has the stack.

@@ -12,9 +12,8 @@ import (
 
 // imageName is what CRI tells of the image of a container.
 type imageName struct {
-	spec       *runtimeapi.ImageSpec
-	ref        string // digested reference
-	stopSignal string // of the image's configuration
+	spec *runtimeapi.ImageSpec
+	ref  string // digested reference
 }
 
 // imageNames finds the names of containers' images, each image once: one is
@@ -50,7 +49,6 @@ func (n *imageNames) of(st *sandbox.ContainerStatus) imageName {
 	}, ref: st.ImageID}
 	if image, err := n.images.Image(st.ImageID); err == nil {
 		name.ref = digestOf(image, wanted)
-		name.stopSignal = image.Config.Config.StopSignal
 		if tag := tagOf(image, wanted); tag != "" {
 			name.spec.Image = tag
 		}

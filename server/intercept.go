@@ -5,15 +5,15 @@ import (
 	"fmt"
 	"path"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"k8s.io/klog/v2"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 )
 
 // Verbosity of the log: what changes something, what probes do, what is only read.
@@ -85,10 +85,14 @@ func (i *interceptor) log(method string, err error, took time.Duration, about fu
 		}
 	}
 	pairs := append([]any{"rpc", rpcName(method), "took", took}, about()...)
-	switch code {
-	case codes.OK:
+	// What the client did, or could have known, is no fault of this machine.
+	clients := []codes.Code{
+		codes.NotFound, codes.InvalidArgument, codes.Canceled, codes.FailedPrecondition, codes.Unimplemented,
+	}
+	switch {
+	case err == nil:
 		klog.V(level).InfoS("Answered", pairs...)
-	case codes.NotFound, codes.InvalidArgument, codes.Canceled, codes.FailedPrecondition, codes.Unimplemented:
+	case slices.Contains(clients, code):
 		klog.InfoS("Refused", append(pairs, "code", code.String(), "why", err.Error())...)
 	default:
 		klog.ErrorS(err, "Not done", append(pairs, "code", code.String())...)

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
-	"k8s.io/klog/v2"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 )
 
 const (
@@ -26,8 +26,12 @@ const (
 // Serve answers requests on l, and closes it, until ctx ends. RPCs under way
 // then have Config.StopGrace to finish before their contexts end too; the
 // error says so when some did not end even then. No container is stopped.
+// Serve is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := s.grpcServer()
+	var cleaning sync.WaitGroup
+	cleaning.Go(s.config.Images.Collect)
+	defer cleaning.Wait()
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	select {
@@ -75,7 +79,6 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
-		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(setupTimeout),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),

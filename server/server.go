@@ -47,6 +47,9 @@ type ImageHolds interface {
 	Hold(imageID, user string) error
 	// Release ends a hold; one that isn't there is no error.
 	Release(imageID, user string)
+	// Collect is called once, when the containers that exist have their holds:
+	// what was removed and isn't held may go now.
+	Collect()
 }
 
 // Images is the whole of what the server needs of package imageservice.
@@ -169,8 +172,7 @@ func semanticVersion(version string) string {
 		return plain
 	}
 	text := strings.Trim(regexp.MustCompile(`[^0-9A-Za-z-]+`).ReplaceAllString(plain, "-"), "-")
-	if text == "" {
-		text = "devel"
-	}
-	return "0.0.0-" + text
+	// The word keeps a commit's hash of digits only from being a number with
+	// leading zeros, which isn't semantic either.
+	return strings.TrimSuffix("0.0.0-devel-"+text, "-")
 }
