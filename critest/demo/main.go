@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
+
+	"github.com/cri-runtime/cri-runtime/critest/harness"
 )
 
 func main() {
@@ -23,35 +26,18 @@ func main() {
 }
 
 func run(ctx context.Context, binary, plugins string) (err error) {
-	dir, err := os.MkdirTemp("", "cri-demo")
-	if err != nil {
+	if binary, err = filepath.Abs(binary); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	n, err := newNode(dir, binary, plugins)
-	if err != nil {
+	if plugins, err = filepath.Abs(plugins); err != nil {
 		return err
 	}
-	d := &demo{node: n}
+	d := &demo{options: harness.Options{Binary: binary, CNI: true, CNIBin: plugins}}
 	defer func() {
-		if err != nil {
-			showLog(n.path("daemon.log"))
+		if err != nil && d.node != nil {
+			err = fmt.Errorf("%w; the daemon's log ends:\n%s", err, d.node.LogTail())
 		}
-		err = errors.Join(err, d.undo(context.WithoutCancel(ctx)), n.clean())
+		err = errors.Join(err, d.end(context.WithoutCancel(ctx)))
 	}()
 	return d.show(ctx)
-}
-
-// showLog prints the end of the daemon's log.
-func showLog(name string) {
-	text, err := os.ReadFile(name)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "demo: no log:", err)
-		return
-	}
-	const last = 4096
-	if len(text) > last {
-		text = text[len(text)-last:]
-	}
-	fmt.Fprintf(os.Stderr, "demo: the daemon's log ends:\n%s\n", text)
 }

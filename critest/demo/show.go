@@ -13,24 +13,26 @@ import (
 	"syscall"
 	"time"
 
-	criapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	criclient "k8s.io/cri-client/pkg"
 
+	"github.com/cri-runtime/cri-runtime/critest/harness"
 	"github.com/cri-runtime/cri-runtime/critest/images"
 	"github.com/cri-runtime/cri-runtime/critest/localregistry"
 )
 
 const (
-	rpcTimeout  = 30 * time.Second
-	httpTimeout = 10 * time.Second
+	execTimeout = 30 * time.Second
+	waitTimeout = 10 * time.Second
+
+	nameWidth = 24
+	indent    = len("123456.78 ms  ") + nameWidth + 1
 )
 
 // demo is what has been started so far.
 type demo struct {
-	node     *node
+	options  harness.Options
+	node     *harness.Runtime
 	registry *localregistry.Server
-	runtime  criapi.RuntimeService
 	image    *runtimeapi.ImageSpec
 	config   *runtimeapi.PodSandboxConfig
 	pod, web string // ids
@@ -45,7 +47,7 @@ func step(name string, do func() (string, error)) error {
 	if err != nil {
 		return fmt.Errorf("%s, after %v: %w", name, took.Round(time.Microsecond), err)
 	}
-	fmt.Printf("%9.2f ms  %-24s %s\n", float64(took.Microseconds())/1000, name, text)
+	fmt.Printf("%9.2f ms  %-*s %s\n", float64(took.Microseconds())/1000, nameWidth, name, text)
 	return nil
 }
 
@@ -61,22 +63,22 @@ func (d *demo) show(ctx context.Context) error {
 		{"Version, Status", d.status},
 		{"PullImage", d.pull},
 		{"RunPodSandbox", d.runPod},
-		{"Create + StartContainer", d.startContainers},
+		{"Create + StartContainer", d.startWeb},
 		{"HTTP to the pod", d.fetch},
+		{"a second container", d.startHello},
+		{"its log", d.log},
 		{"ExecSync", d.exec},
-		{"the container's log", d.log},
 		{"memory (PSS)", d.memory},
 		{"SIGKILL the runtime", func(context.Context) (string, error) {
-			return "and start it again", d.node.stop(syscall.SIGKILL)
+			return "", d.node.Signal(syscall.SIGKILL, true)
 		}},
-		{"start the runtime", d.startDaemon},
-		{"ContainerStatus", d.stillRuns},
 		{"HTTP to the pod", d.fetch},
+		{"start the runtime again", func(ctx context.Context) (string, error) {
+			return "", d.node.Start(ctx)
+		}},
+		{"ContainerStatus", d.stillRuns},
 		{"StopContainer", d.stopWeb},
 		{"Stop, RemovePodSandbox", d.removePod},
-		{"SIGTERM the runtime", func(context.Context) (string, error) {
-			return "ended cleanly", d.node.stop(syscall.SIGTERM)
-		}},
 	} {
 		if err := step(s.name, func() (string, error) { return s.do(ctx) }); err != nil {
 			return err
@@ -85,13 +87,12 @@ func (d *demo) show(ctx context.Context) error {
 	return nil
 }
 
-// undo takes away what a failed demo has left.
-func (d *demo) undo(ctx context.Context) error {
+// end removes what is left of the pods, stops the daemon and the registry,
+// and reports what stayed behind.
+func (d *demo) end(ctx context.Context) error {
 	var err error
-	if d.pod != "" && d.node.cmd != nil {
-		ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
-		defer cancel()
-		_, err = d.removePod(ctx)
+	if d.node != nil {
+		err = step("SIGTERM the runtime", func() (string, error) { return "nothing left behind", d.node.Close(ctx) })
 	}
 	if d.registry != nil {
 		err = errors.Join(err, d.registry.Close())
@@ -119,20 +120,20 @@ func (d *demo) startRegistry(ctx context.Context) (string, error) {
 }
 
 func (d *demo) startDaemon(ctx context.Context) (string, error) {
-	if err := d.node.start(ctx); err != nil {
+	var err error
+	d.options.Registry = d.registry.Address
+	if d.node, err = harness.New(ctx, d.options); err != nil {
 		return "", err
 	}
-	var err error
-	d.runtime, err = criclient.NewRemoteRuntimeService(ctx, d.node.socket(), rpcTimeout, nil, false)
-	return d.node.socket(), err
+	return "unix://" + d.node.Socket, nil
 }
 
 func (d *demo) status(ctx context.Context) (string, error) {
-	version, err := d.runtime.Version(ctx, "v1")
+	version, err := d.node.CRI.Version(ctx, "v1")
 	if err != nil {
 		return "", err
 	}
-	status, err := d.runtime.Status(ctx, false)
+	status, err := d.node.CRI.Status(ctx, false)
 	if err != nil {
 		return "", err
 	}
@@ -147,15 +148,11 @@ func (d *demo) status(ctx context.Context) (string, error) {
 }
 
 func (d *demo) pull(ctx context.Context) (string, error) {
-	service, err := criclient.NewRemoteImageService(ctx, d.node.socket(), rpcTimeout, nil, false)
+	id, err := d.node.Images.PullImage(ctx, d.image, nil, nil)
 	if err != nil {
 		return "", err
 	}
-	id, err := service.PullImage(ctx, d.image, nil, nil)
-	if err != nil {
-		return "", err
-	}
-	status, err := service.ImageStatus(ctx, d.image, false)
+	status, err := d.node.Images.ImageStatus(ctx, d.image, false)
 	if err != nil {
 		return "", err
 	}
@@ -166,16 +163,14 @@ func (d *demo) runPod(ctx context.Context) (string, error) {
 	d.config = &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "demo", Namespace: "default", Uid: "demo"},
 		Hostname:     "demo",
-		LogDirectory: d.node.path("logs"),
-		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: d.node.cgroup + "/pod",
-		},
+		LogDirectory: filepath.Join(d.node.Dir, "logs"),
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: d.node.Parent + "/demo"},
 	}
 	var err error
-	if d.pod, err = d.runtime.RunPodSandbox(ctx, d.config, ""); err != nil {
+	if d.pod, err = d.node.CRI.RunPodSandbox(ctx, d.config, ""); err != nil {
 		return "", err
 	}
-	status, err := d.runtime.PodSandboxStatus(ctx, d.pod, false)
+	status, err := d.node.CRI.PodSandboxStatus(ctx, d.pod, false)
 	if err != nil {
 		return "", err
 	}
@@ -184,7 +179,7 @@ func (d *demo) runPod(ctx context.Context) (string, error) {
 }
 
 func (d *demo) container(ctx context.Context, name string, command ...string) (string, error) {
-	id, err := d.runtime.CreateContainer(ctx, d.pod, &runtimeapi.ContainerConfig{
+	id, err := d.node.CRI.CreateContainer(ctx, d.pod, &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name},
 		Image:    d.image,
 		Command:  command,
@@ -194,35 +189,29 @@ func (d *demo) container(ctx context.Context, name string, command ...string) (s
 	if err != nil {
 		return "", err
 	}
-	return id, d.runtime.StartContainer(ctx, id)
+	return id, d.node.CRI.StartContainer(ctx, id)
 }
 
-func (d *demo) startContainers(ctx context.Context) (string, error) {
+func (d *demo) startWeb(ctx context.Context) (string, error) {
 	var err error
-	if d.web, err = d.container(ctx, "web"); err != nil {
-		return "", err
-	}
-	hello, err := d.container(ctx, "hello", "sh", "-c", "echo hello from $(hostname); echo and an error >&2")
-	return fmt.Sprintf("%.12s (web server), %.12s (two lines of output)", d.web, hello), err
+	d.web, err = d.container(ctx, "web")
+	return fmt.Sprintf("%.12s, a web server", d.web), err
+}
+
+func (d *demo) startHello(ctx context.Context) (string, error) {
+	id, err := d.container(ctx, "hello", "sh", "-c", "echo hello from $(hostname); echo and an error >&2")
+	return fmt.Sprintf("%.12s, two lines of output", id), err
 }
 
 // fetch asks the pod's web server for its page, again until it listens.
 func (d *demo) fetch(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
-	defer cancel()
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for {
-		page, err := get(ctx, "http://"+net.JoinHostPort(d.ip, "8080")+"/")
-		if err == nil {
-			return page, nil
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			return "", err
-		}
-	}
+	var page string
+	var err error
+	waitErr := harness.Until(ctx, waitTimeout, "the web server to answer", func() bool {
+		page, err = get(ctx, "http://"+net.JoinHostPort(d.ip, "8080")+"/")
+		return err == nil
+	})
+	return page, errors.Join(waitErr, err)
 }
 
 func get(ctx context.Context, url string) (string, error) {
@@ -240,32 +229,23 @@ func get(ctx context.Context, url string) (string, error) {
 }
 
 func (d *demo) exec(ctx context.Context) (string, error) {
-	out, _, err := d.runtime.ExecSync(ctx, d.web, []string{"sh", "-c", "echo $(hostname): $(ps | wc -l) lines of ps, root is $(stat -f -c %T /)"}, rpcTimeout)
+	out, _, err := d.node.CRI.ExecSync(ctx, d.web, []string{"sh", "-c", "echo $(hostname): $(ps | wc -l) lines of ps, root is $(stat -f -c %T /)"}, execTimeout)
 	return strings.TrimSpace(string(out)), err
 }
 
-// log shows the log of the container that has ended by itself.
+// log shows the log of the container that ends by itself.
 func (d *demo) log(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
-	defer cancel()
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for {
-		text, err := os.ReadFile(filepath.Join(d.config.LogDirectory, "hello.log"))
-		if err == nil && strings.Count(string(text), "\n") == 2 {
-			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-			return strings.Join(lines, "\n"+strings.Repeat(" ", 38)), nil
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			return "", fmt.Errorf("%w: log %q, %w", errShown, text, errors.Join(err, ctx.Err()))
-		}
-	}
+	var text []byte
+	err := harness.Until(ctx, waitTimeout, "two lines in the log", func() bool {
+		text, _ = os.ReadFile(filepath.Join(d.config.LogDirectory, "hello.log"))
+		return strings.Count(string(text), "\n") == 2
+	})
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines, "\n"+strings.Repeat(" ", indent)), err
 }
 
 func (d *demo) stillRuns(ctx context.Context) (string, error) {
-	answer, err := d.runtime.ContainerStatus(ctx, d.web, false)
+	answer, err := d.node.CRI.ContainerStatus(ctx, d.web, false)
 	if err != nil {
 		return "", err
 	}
@@ -276,10 +256,10 @@ func (d *demo) stillRuns(ctx context.Context) (string, error) {
 }
 
 func (d *demo) stopWeb(ctx context.Context) (string, error) {
-	if err := d.runtime.StopContainer(ctx, d.web, 5); err != nil {
+	if err := d.node.CRI.StopContainer(ctx, d.web, 5); err != nil {
 		return "", err
 	}
-	answer, err := d.runtime.ContainerStatus(ctx, d.web, false)
+	answer, err := d.node.CRI.ContainerStatus(ctx, d.web, false)
 	if err != nil {
 		return "", err
 	}
@@ -287,13 +267,13 @@ func (d *demo) stopWeb(ctx context.Context) (string, error) {
 }
 
 func (d *demo) removePod(ctx context.Context) (string, error) {
-	if err := d.runtime.StopPodSandbox(ctx, d.pod); err != nil {
+	if err := d.node.CRI.StopPodSandbox(ctx, d.pod); err != nil {
 		return "", err
 	}
-	if err := d.runtime.RemovePodSandbox(ctx, d.pod); err != nil {
+	if err := d.node.CRI.RemovePodSandbox(ctx, d.pod); err != nil {
 		return "", err
 	}
 	d.pod = ""
-	left, err := d.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{})
+	left, err := d.node.CRI.ListContainers(ctx, &runtimeapi.ContainerFilter{})
 	return fmt.Sprintf("%d containers left", len(left)), err
 }
