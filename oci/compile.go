@@ -53,9 +53,8 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 	if opts.CgroupV2 {
 		b.p.cgroup = b.file(FileCgroup)
 	}
-	b.p.CloneFlags = unix.CLONE_CLEAR_SIGHAND
 	if ns, ok := namespace(spec, specs.PIDNamespace); ok && ns.Path == "" {
-		b.p.CloneFlags |= unix.CLONE_NEWPID
+		b.p.CloneFlags = unix.CLONE_NEWPID
 	} else if ok {
 		b.p.pidNS = b.file(FilePIDNS)
 	}
@@ -97,7 +96,6 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 	if opts.CgroupV2 {
 		b.p.cgroup = b.file(FileCgroup)
 	}
-	b.p.CloneFlags = unix.CLONE_CLEAR_SIGHAND
 	if _, ok := namespace(spec, specs.PIDNamespace); ok {
 		b.p.pidNS = slotInit
 	}
@@ -112,7 +110,6 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 	b.call("open the root", unix.SYS_OPENAT, cwd(), b.str("/"), flags(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_PATH|O_DIRECTORY|O_CLOEXEC")).to(root)
 	c.workDir(root)
 	c.identity(caps)
-	b.call("reset the signal mask", unix.SYS_RT_SIGPROCMASK, flags(unix.SIG_SETMASK, "SIG_SETMASK"), b.words("{}", 0), null(), num(8))
 	c.closeAll()
 	c.confine(caps)
 	c.execute()
@@ -122,12 +119,11 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 // CompilePause returns the program of the reaper of a pod's shared PID namespace. It
 // sees nothing of the host: an empty file system, the pod's namespaces, no
 // privileges. FileMountNS is wanted.
-func CompilePause(namespaces []specs.LinuxNamespace, oomScoreAdj int, opts *CompileOptions) (*Program, error) {
+func CompilePause(namespaces []specs.LinuxNamespace, opts *CompileOptions) (*Program, error) {
 	b := newBuilder()
 	mountNS := b.file(FileMountNS)
 	proc := &specs.Process{
 		User:            specs.User{UID: 65535, GID: 65535},
-		OOMScoreAdj:     &oomScoreAdj,
 		NoNewPrivileges: true,
 	}
 	c := &process{builder: b, proc: proc, opts: opts, pts: -1}
@@ -139,7 +135,6 @@ func CompilePause(namespaces []specs.LinuxNamespace, oomScoreAdj int, opts *Comp
 	c.capset("drop all capabilities", capSets{})
 	b.call("set no_new_privs", unix.SYS_PRCTL, flags(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), num(1), num(0), num(0), num(0))
 	b.call("tell the daemon", opReady, num(-1))
-	b.call("close descriptors", unix.SYS_CLOSE_RANGE, num(0), flags(0xffffffff, "~0"), num(0))
 	b.call("reap", opReap)
 	return b.program()
 }
@@ -201,7 +196,6 @@ func checkSpec(spec *specs.Spec) error {
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.personality", l.Personality != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
-		{"linux.rootfsPropagation", l.RootfsPropagation != "" && l.RootfsPropagation != "private" && l.RootfsPropagation != "rprivate"},
 		{"process.scheduler", spec.Process.Scheduler != nil},
 		{"process.ioPriority", spec.Process.IOPriority != nil},
 		{"domainname", spec.Domainname != ""},

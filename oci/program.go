@@ -11,6 +11,7 @@ const (
 	opFail  = 0x10001
 	opReady = 0x10002
 	opReap  = 0x10003
+	opClose = 0x10004
 )
 
 // Fixed slots of a launch program.

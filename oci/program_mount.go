@@ -387,6 +387,10 @@ func (m *mounter) enterRoot() {
 	m.call("enter the root: pivot", unix.SYS_PIVOT_ROOT, m.str("."), m.str("."))
 	m.call("enter the root: detach the old one", unix.SYS_UMOUNT2, m.str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	m.call("enter the root: change to /", unix.SYS_FCHDIR, slotArg(m.root))
+	// Only now: no mount may be moved below a shared one, nor be pivoted to.
+	if kind, all, ok := propagationOf(m.spec.Linux.RootfsPropagation); ok && kind != unix.MS_PRIVATE {
+		m.mountSetattr("set the propagation of the root", m.root, all, [4]uint64{0, 0, kind}, propagationText(kind))
+	}
 }
 
 // checkMounts refuses what the mount steps can't do.

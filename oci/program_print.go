@@ -86,9 +86,6 @@ func (s *Step) String() string {
 
 func cloneText(f uint64) string {
 	text := "CLONE_PIDFD"
-	if f&unix.CLONE_CLEAR_SIGHAND != 0 {
-		text += "|CLONE_CLEAR_SIGHAND"
-	}
 	if f&unix.CLONE_NEWPID != 0 {
 		text += "|CLONE_NEWPID"
 	}
@@ -105,9 +102,9 @@ func syscallName(nr uint32) string {
 		unix.SYS_PIVOT_ROOT: "pivot_root", unix.SYS_UMOUNT2: "umount2", unix.SYS_SETSID: "setsid", unix.SYS_DUP3: "dup3",
 		unix.SYS_KEYCTL: "keyctl", unix.SYS_PRLIMIT64: "prlimit64", unix.SYS_PRCTL: "prctl", unix.SYS_SETGROUPS: "setgroups",
 		unix.SYS_SETRESGID: "setresgid", unix.SYS_SETRESUID: "setresuid", unix.SYS_CAPSET: "capset", unix.SYS_SECCOMP: "seccomp",
-		unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask", unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_EXECVE: "execve",
+		unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_EXECVE: "execve",
 		unix.SYS_SETHOSTNAME: "sethostname",
-		opJump:               "JUMP", opFail: "FAIL", opReady: "READY", opReap: "REAP",
+		opJump:               "JUMP", opFail: "FAIL", opReady: "READY", opReap: "REAP", opClose: "CLOSE",
 	}
 	if n, ok := names[nr]; ok {
 		return n

@@ -11,10 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// statusDescriptor is the descriptor by which the child talks to its monitor;
-// all above it are closed before the workload runs.
-const statusDescriptor = 3
-
 // process appends the steps that turn the child into the process of the spec, up
 // to its execve.
 type process struct {
@@ -181,12 +177,7 @@ func (c *process) capset(name string, s capSets) {
 // ready appends the end of the first phase: all that can fail for reasons of
 // the host has been done, the child waits for START.
 func (c *process) ready(master int) {
-	c.call("reset the signal mask", unix.SYS_RT_SIGPROCMASK, flags(unix.SIG_SETMASK, "SIG_SETMASK"), c.words("{}", 0), null(), num(8))
-	a := num(-1)
-	if master >= 0 {
-		a = slotArg(master)
-	}
-	c.call("wait for the start", opReady, a)
+	c.call("wait for the start", opReady, num(master))
 	c.closeAll()
 }
 
@@ -194,7 +185,7 @@ func (c *process) ready(master int) {
 // monitor's, closed and not merely close-on-exec: a path like
 // /proc/self/fd/N is resolved before execve closes anything (CVE-2024-21626).
 func (c *process) closeAll() {
-	c.call("close descriptors", unix.SYS_CLOSE_RANGE, num(statusDescriptor+1), flags(0xffffffff, "~0"), num(0))
+	c.call("close descriptors", opClose)
 }
 
 // confine appends capabilities, no_new_privs and seccomp. The filter comes as

@@ -39,12 +39,23 @@ type ContainerStatus struct {
 	StartedAt  int64
 	FinishedAt int64
 	ExitCode   int32
-	Reason     string // CamelCase: Completed, Error, OOMKilled, StartError, ContainerStatusUnknown
+	Reason     string // CamelCase: Completed, Error, OOMKilled, StartError, MonitorLost, ContainerStatusUnknown
 	Message    string
 	LogPath    string // absolute, "" without a log
 	PID        int    // of the container's init on the host, 0 when there is none
+	StopSignal int    // Linux number of the signal that Stop sends
 	User       *runtimeapi.ContainerUser
 	Resources  *runtimeapi.ContainerResources
 	Rootfs     string // /proc/PID/root while it runs
 	Bundle     string // directory with config.json
 }
+
+// The reasons that a container's status gives for its end.
+const (
+	reasonCompleted   = "Completed"
+	reasonError       = "Error"
+	reasonOOMKilled   = "OOMKilled"
+	reasonStartError  = "StartError"
+	reasonMonitorLost = "MonitorLost"
+	reasonUnknown     = "ContainerStatusUnknown"
+)

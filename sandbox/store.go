@@ -1,12 +1,30 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cri-runtime/cri-runtime/conmon"
 	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/oci/seccomp"
 )
+
+// verbTimeout bounds a verb that goes on after its client has gone.
+const verbTimeout = 5 * time.Minute
 
 // Network attaches sandboxes to the pod network.
 type Network interface {
@@ -23,81 +41,245 @@ type Config struct {
 	LogLineBytes int    // longest log line in one piece
 }
 
-// Store holds all sandboxes and containers.
-type Store struct{ config Config }
+// Store holds all sandboxes and containers. Its exported methods are safe for
+// concurrent use, and the reading ones never wait for a verb.
+type Store struct {
+	config   Config
+	net      Network
+	host     *oci.Host
+	cgroups  *oci.Cgroups
+	v1       []oci.Hierarchy
+	binary   *conmon.Binary
+	emptyNS  *os.File // the mount namespace that containers start from
+	monitors monitorPlace
+	filters  seccomp.Cache
 
-// Sandbox is one pod sandbox.
-type Sandbox struct{}
+	// mu guards the three maps and no object in them.
+	mu         sync.RWMutex
+	sandboxes  map[string]*Sandbox
+	containers map[string]*Container
+	names      map[string]*flight[*Sandbox] // by namespace, name, uid and attempt
 
-// Container is one container.
-type Container struct{}
+	background sync.WaitGroup
+}
 
 // Open reads the records below config.Root and connects to the monitors that
 // run. Cleaning up what was left half done goes on in the background.
-func Open(ctx context.Context, config Config, net Network) (*Store, error) {
-	return &Store{config: config}, nil
+func Open(ctx context.Context, config Config, net Network) (_ *Store, err error) {
+	s := &Store{
+		config: config, net: net,
+		sandboxes:  map[string]*Sandbox{},
+		containers: map[string]*Container{},
+		names:      map[string]*flight[*Sandbox]{},
+	}
+	var undo cleanup
+	defer undo.undo(&err)
+	undo.add(s.Close)
+	for _, dir := range []string{s.root("sandboxes"), s.root("containers"), s.root("trash"), s.root("damaged"), s.state("sandboxes"), s.state("containers")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open state: %w", err)
+		}
+	}
+	if s.host, err = oci.ReadHost(); err != nil {
+		return nil, err
+	}
+	if s.cgroups, err = oci.NewCgroups(config.CgroupDriver); err != nil {
+		return nil, err
+	}
+	if !s.cgroups.V2() {
+		if s.v1, err = oci.ReadHierarchies(); err != nil {
+			return nil, err
+		}
+	}
+	if s.binary, err = conmon.NewBinary(); err != nil {
+		return nil, err
+	}
+	if s.emptyNS, err = emptyMountNS(s.state("containers")); err != nil {
+		return nil, err
+	}
+	if s.monitors, err = openMonitorPlace(s); err != nil {
+		return nil, err
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Close lets go of the monitors; no container is stopped.
-func (s *Store) Close() error { return nil }
+func (s *Store) Close() error {
+	s.background.Wait()
+	var all error
+	for _, c := range s.Containers() {
+		all = errors.Join(all, c.detach())
+	}
+	all = errors.Join(all, s.monitors.close())
+	if s.emptyNS != nil {
+		all = errors.Join(all, s.emptyNS.Close())
+	}
+	if s.binary != nil {
+		all = errors.Join(all, s.binary.Close())
+	}
+	return all
+}
+
+// Notes says in one line each what this daemon cannot do on this host.
+func (s *Store) Notes() []string {
+	if s.host.SysResource {
+		return nil
+	}
+	return []string{"the daemon lacks CAP_SYS_RESOURCE: OOM scores are not lowered and hard limits not raised, the nearest allowed value is set"}
+}
+
+func (s *Store) root(parts ...string) string {
+	return filepath.Join(append([]string{s.config.Root}, parts...)...)
+}
+
+func (s *Store) state(parts ...string) string {
+	return filepath.Join(append([]string{s.config.State}, parts...)...)
+}
+
+// Sandbox returns the sandbox with that id or unambiguous prefix of an id.
+func (s *Store) Sandbox(id string) (*Sandbox, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return lookup(s.sandboxes, "sandbox", id)
+}
+
+// Container returns the container with that id or unambiguous prefix.
+func (s *Store) Container(id string) (*Container, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return lookup(s.containers, "container", id)
+}
+
+func lookup[T any](all map[string]T, kind, id string) (T, error) {
+	if v, ok := all[id]; ok {
+		return v, nil
+	}
+	var found T
+	n := 0
+	for full, v := range all {
+		if id != "" && strings.HasPrefix(full, id) {
+			found = v
+			n++
+		}
+	}
+	var none T
+	switch n {
+	case 0:
+		return none, fmt.Errorf("%s %q: %w", kind, id, ErrNotFound)
+	case 1:
+		return found, nil
+	}
+	return none, fmt.Errorf("%s %q: %d of them begin so: %w", kind, id, n, ErrInvalid)
+}
+
+// Sandboxes returns all sandboxes, the oldest first.
+func (s *Store) Sandboxes() []*Sandbox {
+	s.mu.RLock()
+	all := slices.Collect(maps.Values(s.sandboxes))
+	s.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *Sandbox) int { return cmp.Compare(a.Status().CreatedAt, b.Status().CreatedAt) })
+	return all
+}
+
+// Containers returns all containers, the oldest first.
+func (s *Store) Containers() []*Container {
+	s.mu.RLock()
+	all := slices.Collect(maps.Values(s.containers))
+	s.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *Container) int { return cmp.Compare(a.Status().CreatedAt, b.Status().CreatedAt) })
+	return all
+}
 
 // Run creates and starts a sandbox. A repeated call for the same pod uid,
 // name and attempt joins the first.
 func (s *Store) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (*Sandbox, error) {
-	return nil, ErrUnsupported
+	if err := oci.ValidateSandbox(config); err != nil {
+		return nil, err
+	}
+	key := sandboxKey(config)
+	s.mu.Lock()
+	run, again := s.names[key]
+	if !again {
+		run = newFlight[*Sandbox]()
+		s.names[key] = run
+	}
+	s.mu.Unlock()
+	if !again {
+		b := newSandbox(s, newID(), config, handler)
+		s.background.Go(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
+			defer cancel()
+			err := b.run(ctx, run)
+			if err != nil {
+				s.forgetName(key)
+			}
+			run.finish(b, err)
+		})
+	}
+	b, err := run.wait(ctx)
+	if err == nil && b.Status().State != sandboxReady {
+		return nil, fmt.Errorf("sandbox %s of the same namespace, name, uid and attempt is stopped, remove it first: %w", b.id, ErrState)
+	}
+	return b, err
 }
 
-// Sandbox returns the sandbox with that id or unambiguous prefix of an id.
-func (s *Store) Sandbox(id string) (*Sandbox, error) { return nil, ErrNotFound }
-
-// Sandboxes returns all sandboxes, the oldest first.
-func (s *Store) Sandboxes() []*Sandbox { return nil }
-
-// Container returns the container with that id or unambiguous prefix.
-func (s *Store) Container(id string) (*Container, error) { return nil, ErrNotFound }
-
-// Containers returns all containers, the oldest first.
-func (s *Store) Containers() []*Container { return nil }
-
-// Status returns the current state; it never waits.
-func (b *Sandbox) Status() *SandboxStatus { return nil }
-
-// Stop ends the containers and takes the network away; idempotent.
-func (b *Sandbox) Stop(ctx context.Context) error { return ErrUnsupported }
-
-// Remove stops the sandbox and removes it and its containers; idempotent.
-func (b *Sandbox) Remove(ctx context.Context) error { return ErrUnsupported }
-
-// CreateContainer creates a container in a ready sandbox. A repeated call
-// for the same name and attempt joins the first.
-func (b *Sandbox) CreateContainer(ctx context.Context, config *runtimeapi.ContainerConfig, image *Image) (*Container, error) {
-	return nil, ErrUnsupported
+func sandboxKey(config *runtimeapi.PodSandboxConfig) string {
+	m := config.GetMetadata()
+	return fmt.Sprintf("%q %q %q %d", m.GetNamespace(), m.GetName(), m.GetUid(), m.GetAttempt())
 }
 
-// Status returns the current state; it never waits.
-func (c *Container) Status() *ContainerStatus { return nil }
-
-// Start runs the container's command.
-func (c *Container) Start(ctx context.Context) error { return ErrUnsupported }
-
-// Stop sends the stop signal and, after timeout seconds, SIGKILL to the whole
-// cgroup; idempotent.
-func (c *Container) Stop(ctx context.Context, timeout int64) error { return ErrUnsupported }
-
-// Remove kills the container if it runs and removes it; idempotent.
-func (c *Container) Remove(ctx context.Context) error { return ErrUnsupported }
-
-// ReopenLog opens the container's log file anew.
-func (c *Container) ReopenLog(ctx context.Context) error { return ErrUnsupported }
-
-// ExecResult is what an ExecSync command left.
-type ExecResult struct {
-	Stdout, Stderr []byte
-	ExitCode       int32
+func (s *Store) forgetName(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.names, key)
 }
 
-// ExecSync runs a command in the container. After timeout seconds (0: none
-// but ctx's) its whole cgroup is killed and context.DeadlineExceeded returned.
-func (c *Container) ExecSync(ctx context.Context, command []string, timeout int64) (ExecResult, error) {
-	return ExecResult{}, ErrUnsupported
+func (s *Store) addSandbox(b *Sandbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sandboxes[b.id] = b
+}
+
+func (s *Store) dropSandbox(b *Sandbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sandboxes, b.id)
+	delete(s.names, sandboxKey(b.Status().Config))
+}
+
+func (s *Store) addContainer(c *Container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.containers[c.id] = c
+}
+
+func (s *Store) dropContainer(c *Container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, c.id)
+}
+
+// newID returns 64 random hexadecimal digits.
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails, by its contract
+	return hex.EncodeToString(b[:])
+}
+
+// discard removes a directory of an object for good. It is renamed first, so
+// that the object is gone at once and a restart can't take it for a live
+// one; what it holds is removed in the background.
+func (s *Store) discard(dir string) error {
+	trash := s.root("trash", filepath.Base(dir)+"-"+newID()[:8])
+	if err := os.Rename(dir, trash); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("remove: %w", err)
+	}
+	s.background.Go(func() { s.removeAll(trash) })
+	return nil
 }

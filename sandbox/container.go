@@ -1,0 +1,357 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+// killTimeout bounds the wait for a process that was sent SIGKILL.
+const killTimeout = 10 * time.Second
+
+// Container is one container: a record, a cgroup and, until it has exited, a monitor.
+type Container struct {
+	id     string
+	box    *Sandbox
+	store  *Store
+	status atomic.Pointer[ContainerStatus]
+	exited chan struct{} // closed once the status says exited
+	record containerRecord
+
+	// mu guards what follows, and the publishing of status.
+	mu      sync.Mutex
+	monitor *conmon.Monitor
+	program *oci.Program // until the container is started: names the steps of errors
+	spec    *specs.Spec  // what execs need of config.json, read by the first one
+	leaving bool         // this daemon has let go of the container
+}
+
+// Status returns the current state; it never waits.
+func (c *Container) Status() *ContainerStatus { return c.status.Load() }
+
+func (c *Container) root(parts ...string) string {
+	return c.store.root(append([]string{"containers", c.id}, parts...)...)
+}
+
+func (c *Container) state() string { return c.store.state("containers", c.id) }
+
+// detach lets go of the monitor.
+func (c *Container) detach() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = true
+	if c.monitor == nil {
+		return nil
+	}
+	return c.monitor.Close()
+}
+
+func (c *Container) left() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaving
+}
+
+func (c *Container) connected() *conmon.Monitor {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.monitor
+}
+
+// Start runs the container's command.
+func (c *Container) Start(ctx context.Context) error {
+	if err := c.box.verb.lock(ctx, "start container"); err != nil {
+		return err
+	}
+	defer c.box.verb.unlock()
+	if err := c.box.require("start container", sandboxReady); err != nil {
+		return err
+	}
+	if err := c.require("start", stateCreated); err != nil {
+		return err
+	}
+	m := c.connected()
+	if m == nil {
+		return fmt.Errorf("start container %s: its monitor is gone: %w", c.id, ErrState)
+	}
+	started, err := m.Start(ctx)
+	if err != nil {
+		var step *conmon.StepError
+		if errors.As(err, &step) {
+			// The watcher publishes the exit; this adds why.
+			c.noteStartError(c.named(step))
+			<-c.exited
+		}
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	c.update(func(s *ContainerStatus) {
+		s.State, s.StartedAt = stateRunning, started
+	})
+	c.mu.Lock()
+	c.program = nil
+	c.mu.Unlock()
+	return nil
+}
+
+// watch publishes the container's end. It ends with the monitor's connection.
+func (c *Container) watch(m *conmon.Monitor) {
+	<-m.Done()
+	exit, err := m.Exit()
+	if err != nil && c.left() {
+		return // this daemon ends, the container goes on
+	}
+	if err != nil {
+		exit, err = conmon.ReadExit(c.root())
+	}
+	lost := err != nil
+	if lost {
+		klog.ErrorS(err, "Monitor ended without telling an exit, killing its container", "container", c.id, "pod", c.box.id)
+	}
+	c.killLeftovers()
+	if lost {
+		c.publishLost(reasonMonitorLost, "the container's monitor ended unexpectedly; the container was killed")
+	} else {
+		c.publishExit(exit)
+	}
+	if err := m.Close(); err != nil {
+		klog.V(4).InfoS("Close monitor", "container", c.id, "err", err)
+	}
+}
+
+// killLeftovers ends processes that outlived init: those of execs, and with
+// the host's or the pod's PID namespace any other.
+func (c *Container) killLeftovers() {
+	cg, err := c.cgroup()
+	if err != nil {
+		return
+	}
+	if populated, err := cg.Populated(); err == nil && !populated {
+		return
+	}
+	if err := cg.Kill(); err != nil {
+		klog.ErrorS(err, "Kill what outlived a container's init", "container", c.id, "pod", c.box.id)
+	}
+}
+
+func (c *Container) cgroup() (*oci.Cgroup, error) {
+	return c.store.cgroups.Load(c.record.Cgroup)
+}
+
+func (c *Container) publishExit(exit conmon.Exit) {
+	c.publish(func(s *ContainerStatus) {
+		s.ExitCode, s.StartedAt, s.FinishedAt = exit.Code, exit.StartedAt, exit.FinishedAt
+		switch {
+		case exit.StartFailed:
+			s.Reason = reasonStartError
+		case exit.OOMKilled:
+			s.Reason = reasonOOMKilled
+		case exit.Code == 0:
+			s.Reason = reasonCompleted
+		default:
+			s.Reason = reasonError
+		}
+	})
+}
+
+// lostRecord is lost.json: an end whose circumstances the monitor has not recorded.
+type lostRecord struct {
+	Reason, Message string
+	ExitCode        int32
+	StartedAt       int64
+	FinishedAt      int64
+}
+
+// publishLost reports an end that nobody has seen.
+func (c *Container) publishLost(reason, message string) {
+	l := lostRecord{Reason: reason, Message: message, ExitCode: 137, StartedAt: c.Status().StartedAt, FinishedAt: time.Now().UnixNano()}
+	if reason == reasonUnknown {
+		l.ExitCode = 255
+	}
+	if err := writeRecord(c.root("lost.json"), &l, false); err != nil {
+		klog.ErrorS(err, "Record a container's end", "container", c.id, "pod", c.box.id)
+	}
+	c.publish(l.apply)
+}
+
+func (l *lostRecord) apply(s *ContainerStatus) {
+	s.ExitCode, s.Reason, s.Message, s.StartedAt, s.FinishedAt = l.ExitCode, l.Reason, l.Message, l.StartedAt, l.FinishedAt
+}
+
+func (c *Container) publish(change func(s *ContainerStatus)) {
+	done := c.update(func(s *ContainerStatus) {
+		s.State, s.PID, s.Rootfs = stateExited, 0, ""
+		change(s)
+	})
+	if done {
+		st := c.Status()
+		klog.V(2).InfoS("Container has exited", "container", c.id, "pod", c.box.id, "code", st.ExitCode, "reason", st.Reason)
+		close(c.exited)
+	}
+}
+
+func (c *Container) noteStartError(err error) {
+	c.update(func(s *ContainerStatus) { s.Message = err.Error() })
+}
+
+// named gives the failed step its name, which a daemon that did not compile the
+// program itself does not know.
+func (c *Container) named(step *conmon.StepError) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.program != nil {
+		step.Name = c.program.StepName(step.Step)
+	}
+	return step
+}
+
+// Stop sends the stop signal and, after timeout seconds, SIGKILL to the whole
+// cgroup; idempotent.
+func (c *Container) Stop(ctx context.Context, timeout int64) error {
+	if c.Status().State != stateRunning || timeout <= 0 {
+		return c.kill(ctx)
+	}
+	if m := c.connected(); m != nil {
+		if err := m.Kill(ctx, unix.Signal(c.record.StopSignal)); err != nil && !errors.Is(err, unix.ESRCH) {
+			klog.ErrorS(err, "Send the stop signal", "container", c.id, "pod", c.box.id, "signal", c.record.StopSignal)
+		}
+		grace := time.NewTimer(time.Duration(timeout) * time.Second)
+		defer grace.Stop()
+		select {
+		case <-c.exited:
+			return nil
+		case <-grace.C:
+		case <-ctx.Done():
+			return fmt.Errorf("stop container %s: waits for its process to end: %w", c.id, ctx.Err())
+		}
+	}
+	return c.kill(ctx)
+}
+
+// kill ends every process of the container; idempotent.
+func (c *Container) kill(ctx context.Context) error {
+	if c.Status().State == stateExited {
+		return nil
+	}
+	cg, err := c.cgroup()
+	if err == nil {
+		err = cg.Kill()
+	}
+	if err != nil && !errors.Is(err, oci.ErrNotFound) {
+		return fmt.Errorf("kill container %s: %w", c.id, err)
+	}
+	limit := time.NewTimer(killTimeout)
+	defer limit.Stop()
+	select {
+	case <-c.exited:
+		return nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-limit.C:
+		err = context.DeadlineExceeded
+	}
+	return fmt.Errorf("kill container %s: %s: %w", c.id, c.whyAlive(), err)
+}
+
+// whyAlive describes the process that does not die.
+func (c *Container) whyAlive() string {
+	pid := c.Status().PID
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return fmt.Sprintf("process %d has ended but its monitor does not report it", pid)
+	}
+	wchan, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "wchan"))
+	return fmt.Sprintf("process %d is still there, waiting in the kernel at %q (stat: %.60s)", pid, wchan, stat)
+}
+
+// Remove kills the container if it runs and removes it; idempotent.
+func (c *Container) Remove(ctx context.Context) error {
+	if err := c.kill(ctx); err != nil {
+		return err
+	}
+	if err := c.box.verb.lock(ctx, "remove container"); err != nil {
+		return err
+	}
+	defer c.box.verb.unlock()
+	return c.remove(ctx)
+}
+
+// remove takes away what is left of a container that has exited, with the verb lock held.
+func (c *Container) remove(ctx context.Context) error {
+	if _, err := c.store.Container(c.id); errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err := c.erase(ctx); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.id, err)
+	}
+	c.box.forgetName(c)
+	c.store.dropContainer(c)
+	return nil
+}
+
+// erase undoes create; idempotent.
+func (c *Container) erase(ctx context.Context) error {
+	cg, err := c.cgroup()
+	if err == nil {
+		err = cg.Remove(ctx)
+	}
+	if err != nil && !errors.Is(err, oci.ErrNotFound) {
+		return err
+	}
+	if err := os.RemoveAll(c.state()); err != nil {
+		return err
+	}
+	return c.store.discard(c.root())
+}
+
+// ReopenLog opens the container's log file anew.
+func (c *Container) ReopenLog(ctx context.Context) error {
+	if err := c.require("reopen the log of", stateRunning); err != nil {
+		return err
+	}
+	log, err := openLog(c.Status().LogPath)
+	if err != nil || log == nil {
+		return err
+	}
+	defer log.Close()
+	m := c.connected()
+	if m == nil {
+		return fmt.Errorf("reopen the log of container %s: its monitor is gone: %w", c.id, ErrState)
+	}
+	return m.ReopenLog(ctx, log)
+}
+
+// openLog opens a log for appending; nil without a path.
+func openLog(path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	// A FIFO or a device in the log's place must not hang the daemon.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("open log %s: not a regular file: %w", path, ErrInvalid)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}

@@ -1,0 +1,371 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+// CreateContainer creates a container in a ready sandbox. A repeated call
+// for the same name and attempt joins the first.
+func (b *Sandbox) CreateContainer(ctx context.Context, config *runtimeapi.ContainerConfig, image *Image) (*Container, error) {
+	if err := oci.ValidateContainer(config, b.Status().Config); err != nil {
+		return nil, err
+	}
+	key := containerKey(config)
+	b.mu.Lock()
+	create, again := b.names[key]
+	if !again {
+		create = newFlight[*Container]()
+		b.names[key] = create
+	}
+	b.mu.Unlock()
+	if !again {
+		c := &Container{id: newID(), box: b, store: b.store, exited: make(chan struct{})}
+		b.store.background.Go(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
+			defer cancel()
+			err := c.create(ctx, create, config, image)
+			if err != nil {
+				b.dropName(key)
+				err = fmt.Errorf("create container in sandbox %s: %w", b.id, err)
+			}
+			create.finish(c, err)
+		})
+	}
+	return create.wait(ctx)
+}
+
+func containerKey(config *runtimeapi.ContainerConfig) string {
+	m := config.GetMetadata()
+	return fmt.Sprintf("%q %d", m.GetName(), m.GetAttempt())
+}
+
+func (b *Sandbox) dropName(key string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.names, key)
+}
+
+func (b *Sandbox) forgetName(c *Container) { b.dropName(containerKey(c.Status().Config)) }
+
+// launch is a container on its way into being.
+type launch struct {
+	*Container
+	config  *runtimeapi.ContainerConfig
+	image   *Image
+	rootfs  *os.File
+	spec    *specs.Spec
+	user    oci.User
+	options oci.CompileOptions
+	cgroup  *oci.Cgroup
+}
+
+// create makes the container, or leaves nothing.
+func (c *Container) create(ctx context.Context, f *flight[*Container], config *runtimeapi.ContainerConfig, image *Image) (err error) {
+	f.enter("wait for the pod")
+	if err := c.box.verb.lock(ctx, "create container"); err != nil {
+		return err
+	}
+	defer c.box.verb.unlock()
+	if err := c.box.require("create container", sandboxReady); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.enter("clean up")
+			err = errors.Join(err, c.erase(ctx))
+		}
+	}()
+	l := &launch{Container: c, config: config, image: image}
+	f.enter("write the record")
+	if err := l.writeRecord(); err != nil {
+		return err
+	}
+	f.enter("mount the root file system")
+	if l.rootfs, err = overlay(c.root(), image.Layers); err != nil {
+		return err
+	}
+	defer l.rootfs.Close()
+	f.enter("make the spec")
+	if err := l.makeSpec(ctx); err != nil {
+		return err
+	}
+	f.enter("prepare cgroup and mount points")
+	if err := l.prepare(); err != nil {
+		return err
+	}
+	f.enter("launch")
+	m, err := l.launch(ctx)
+	if err != nil {
+		return err
+	}
+	if err := l.writeCreated(); err != nil {
+		return errors.Join(err, l.cgroup.Kill(), m.Close())
+	}
+	l.publish(m)
+	return nil
+}
+
+func (l *launch) writeCreated() error {
+	user, err := encodeMessage(l.user.CRI())
+	if err != nil {
+		return err
+	}
+	return writeRecord(l.root("created.json"), &createdRecord{User: user}, false)
+}
+
+func (l *launch) writeRecord() error {
+	for _, dir := range []string{l.root(), l.state()} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("make container: %w", err)
+		}
+	}
+	log, err := logPath(l.box.Status().Config, l.config)
+	if err != nil {
+		return err
+	}
+	config, err := encodeMessage(l.config)
+	if err != nil {
+		return err
+	}
+	signal, err := stopSignal(l.config, &l.image.Config)
+	if err != nil {
+		return err
+	}
+	l.record = containerRecord{
+		ID: l.id, SandboxID: l.box.id, CreatedAt: time.Now().UnixNano(),
+		Config: config, ImageID: l.image.ID, StopSignal: signal, LogPath: log,
+		Cgroup: l.store.containerCgroup(l.box.record.Cgroup, l.id),
+	}
+	return writeRecord(l.root("container.json"), &l.record, false)
+}
+
+// containerCgroup names the cgroup of a container below its pod's: a path, or with the
+// systemd driver slice:prefix:name.
+func (s *Store) containerCgroup(parent, id string) string {
+	if s.config.CgroupDriver == "systemd" && strings.HasSuffix(parent, ".slice") {
+		return filepath.Base(parent) + ":cri-runtime:" + id
+	}
+	return filepath.Join(parent, id)
+}
+
+// logPath joins the pod's log directory and the container's path below it.
+func logPath(pod *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) (string, error) {
+	dir, file := pod.GetLogDirectory(), config.GetLogPath()
+	if dir == "" || file == "" {
+		return "", nil
+	}
+	if !filepath.IsAbs(dir) || !filepath.IsLocal(file) {
+		return "", fmt.Errorf("config.log_path: %q is not below the pod's log directory %q: %w", file, dir, ErrInvalid)
+	}
+	return filepath.Join(dir, file), nil
+}
+
+// makeSpec resolves the user and writes config.json.
+func (l *launch) makeSpec(ctx context.Context) (err error) {
+	if l.user, err = oci.ResolveUser(l.rootfs, l.config, &l.image.Config); err != nil {
+		return err
+	}
+	devices, err := oci.ReadDevices(l.config)
+	if err != nil {
+		return err
+	}
+	namespaces, err := l.podNamespaces(ctx)
+	if err != nil {
+		return err
+	}
+	kind, profile, err := oci.SeccompProfile(l.config)
+	if err != nil {
+		return err
+	}
+	in := &oci.Container{
+		ID: l.id, Pod: l.box.Status().Config, Config: l.config,
+		Image: &l.image.Config, ImageID: l.image.ID,
+		User: l.user, Host: l.store.host, Rootfs: "/",
+		Namespaces: namespaces, Cgroup: l.record.Cgroup, Files: l.box.podFiles(),
+		Seccomp: &specs.LinuxSeccomp{}, Devices: devices,
+	}
+	if l.spec, err = oci.ContainerSpec(in); err != nil {
+		return err
+	}
+	// Which profile that is depends on the capabilities just found.
+	if err := l.store.confine(l.spec, kind, profile); err != nil {
+		return err
+	}
+	for _, note := range oci.LeftOut(in) {
+		klog.V(2).InfoS("Left out", "container", l.id, "pod", l.box.id, "what", note)
+	}
+	return nil
+}
+
+// podNamespaces names the pod's namespaces that the container joins.
+func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
+	pod := l.box.Status().Config
+	var n oci.Namespaces
+	if l.box.ownNetwork(pod) {
+		n.Net, n.UTS = l.box.state("ns", "net"), l.box.state("ns", "uts")
+	}
+	if l.box.ownIPC(pod) {
+		n.IPC = l.box.state("ns", "ipc")
+	}
+	var err error
+	switch oci.PIDMode(pod, l.config) {
+	case runtimeapi.NamespaceMode_POD:
+		n.PID, err = l.box.sharedPIDNS(ctx)
+	case runtimeapi.NamespaceMode_TARGET:
+		n.PID, err = l.box.targetPIDNS(l.config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId())
+	case runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
+	}
+	return n, err
+}
+
+// prepare makes the cgroup beside everything else that the launch needs.
+func (l *launch) prepare() error {
+	made := make(chan error, 1)
+	go func() {
+		var err error
+		l.cgroup, err = l.store.cgroups.Create(l.record.Cgroup, l.spec.Linux.Resources)
+		made <- err
+	}()
+	err := l.prepareFiles()
+	return errors.Join(err, <-made)
+}
+
+func (l *launch) prepareFiles() error {
+	encoded, err := oci.EncodeSpec(l.spec)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(l.root("config.json"), encoded, 0o600); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	o := &l.options
+	o.Targets, o.FileSources, err = mountPoints(l.rootfs, l.spec)
+	if err != nil {
+		return err
+	}
+	if cwd := l.spec.Process.Cwd; !covered(cwd, o.Targets) {
+		if _, err := makeInRoot(int(l.rootfs.Fd()), cwd, false); err != nil {
+			return fmt.Errorf("make working directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// launch starts the monitor; it returns once the child waits for Start.
+func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
+	o := &l.options
+	if err := l.store.compileOptions(o, l.cgroup, l.spec.Linux.Seccomp); err != nil {
+		return nil, err
+	}
+	program, err := oci.Compile(l.spec, o)
+	if err != nil {
+		return nil, err
+	}
+	var open fileList
+	defer open.close()
+	files, err := l.programFiles(&open, program)
+	if err != nil {
+		return nil, err
+	}
+	exitDir := open.dir(l.root())
+	log := open.keep(openLog(l.record.LogPath))
+	oom := open.keep(l.cgroup.OOMFile())
+	if open.err != nil {
+		return nil, open.err
+	}
+	l.program = program
+	return l.store.binary.Launch(ctx, &conmon.Launch{
+		Dir: l.state(), ExitDir: exitDir, Log: log, LogLineBytes: l.store.config.LogLineBytes, OOM: oom,
+		Program: program, Files: files,
+		Terminal: l.spec.Process.Terminal, Stdin: l.config.GetStdin(),
+		MonitorCgroup: l.store.monitors.dir, Place: l.store.monitors.tasks,
+		OOMScoreAdj: l.store.host.ClampOOMScoreAdj(monitorOOMScoreAdj),
+	})
+}
+
+// programFiles opens what the program wants, in its order.
+func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File, error) {
+	var files []*os.File
+	for _, kind := range program.Files {
+		switch kind {
+		case oci.FileRoot:
+			files = append(files, l.rootfs)
+		case oci.FileMountNS:
+			files = append(files, l.store.emptyNS)
+		case oci.FilePIDNS:
+			files = append(files, open.file(pidNamespace(l.spec)))
+		case oci.FileCgroup:
+			files = append(files, open.keep(l.cgroup.Dir()))
+		}
+	}
+	return files, open.err
+}
+
+func pidNamespace(spec *specs.Spec) string {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path
+		}
+	}
+	return ""
+}
+
+// publish makes the container known.
+func (l *launch) publish(m *conmon.Monitor) {
+	c := l.Container
+	c.monitor = m
+	c.status.Store(&ContainerStatus{
+		ID: c.id, SandboxID: c.box.id, Config: l.config, ImageID: l.image.ID,
+		State: stateCreated, CreatedAt: c.record.CreatedAt,
+		LogPath: c.record.LogPath, PID: m.PID(), StopSignal: c.record.StopSignal,
+		User: l.user.CRI(), Resources: &runtimeapi.ContainerResources{Linux: l.config.GetLinux().GetResources()},
+		Rootfs: fmt.Sprintf("/proc/%d/root", m.PID()), Bundle: c.root(),
+	})
+	c.store.addContainer(c)
+	c.store.background.Go(func() { c.watch(m) })
+}
+
+// fileList collects files to be closed together; the first error sticks.
+type fileList struct {
+	files []*os.File
+	err   error
+}
+
+func (l *fileList) keep(f *os.File, err error) *os.File {
+	if err != nil {
+		l.err = errors.Join(l.err, err)
+		return nil
+	}
+	if f != nil {
+		l.files = append(l.files, f)
+	}
+	return f
+}
+
+func (l *fileList) file(path string) *os.File {
+	return l.keep(os.OpenFile(path, os.O_RDONLY, 0))
+}
+
+func (l *fileList) dir(path string) *os.File {
+	return l.keep(os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0))
+}
+
+func (l *fileList) close() {
+	for _, f := range l.files {
+		_ = f.Close() // read-only, or handed over already
+	}
+}

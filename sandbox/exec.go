@@ -1,0 +1,207 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+const (
+	// maxExecOutput bounds what ExecSync keeps of a command's output, both
+	// streams together: a kubelet accepts messages of 16 MiB.
+	maxExecOutput = 16<<20 - 4096
+	// drainTimeout bounds the wait for output after the command has ended,
+	// while a child of it holds its streams open (CVE-2026-53495).
+	drainTimeout = 2 * time.Second
+)
+
+// ExecResult is what an ExecSync command left.
+type ExecResult struct {
+	Stdout, Stderr []byte
+	ExitCode       int32
+}
+
+// ExecSync runs a command in the container. After timeout seconds (0: none
+// but ctx's) its whole cgroup is killed and context.DeadlineExceeded returned.
+func (c *Container) ExecSync(ctx context.Context, command []string, timeout int64) (_ ExecResult, err error) {
+	if err := c.require("exec in", stateRunning); err != nil {
+		return ExecResult{}, err
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(timeout)*time.Second)
+		defer cancel()
+	}
+	cg, err := c.cgroup()
+	if err != nil {
+		return ExecResult{}, err
+	}
+	sub, err := cg.Sub("exec-" + newID()[:16])
+	if err != nil {
+		return ExecResult{}, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	r, err := c.execSync(ctx, command, sub)
+	if err != nil {
+		// Whatever the command had started ends with it.
+		err = errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Kill())
+	}
+	c.removeExecCgroup(sub)
+	return r, err
+}
+
+// removeExecCgroup removes the cgroup of an exec unless the command left processes
+// behind, as a lifecycle hook may: then it goes with the container.
+func (c *Container) removeExecCgroup(sub *oci.Cgroup) {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	if left, err := sub.Populated(); err == nil && left {
+		return
+	}
+	if err := sub.Remove(ctx); err != nil {
+		klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
+	}
+}
+
+func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgroup) (ExecResult, error) {
+	var open fileList
+	defer open.close()
+	program, files, err := c.execProgram(command, sub, &open)
+	if err != nil {
+		return ExecResult{}, err
+	}
+	m := c.connected()
+	if m == nil {
+		return ExecResult{}, fmt.Errorf("its monitor is gone: %w", ErrState)
+	}
+	room := &execRoom{left: maxExecOutput}
+	out, errs := output{room: room}, output{room: room}
+	if err := errors.Join(out.open(), errs.open()); err != nil {
+		return ExecResult{}, err
+	}
+	defer out.close()
+	defer errs.close()
+	e, err := m.Exec(ctx, conmon.ExecRequest{Program: program, Files: files, Stdout: out.w, Stderr: errs.w, KillOnHangup: true})
+	if err != nil {
+		return ExecResult{}, err
+	}
+	out.read()
+	errs.read()
+	exit, err := e.Wait(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("the command was killed: %w", ctx.Err())
+		}
+		return ExecResult{}, err
+	}
+	drained := time.NewTimer(drainTimeout)
+	defer drained.Stop()
+	return ExecResult{Stdout: out.take(drained.C), Stderr: errs.take(drained.C), ExitCode: exit.Code}, nil
+}
+
+func (c *Container) execProgram(command []string, sub *oci.Cgroup, open *fileList) (*oci.Program, []*os.File, error) {
+	spec, err := c.execSpec()
+	if err != nil {
+		return nil, nil, err
+	}
+	var o oci.CompileOptions
+	if err := c.store.compileOptions(&o, sub, spec.Linux.Seccomp); err != nil {
+		return nil, nil, err
+	}
+	program, err := oci.CompileExec(spec, oci.ExecProcess(spec, command, false), &o)
+	if err != nil {
+		return nil, nil, err
+	}
+	var files []*os.File
+	if o.CgroupV2 {
+		files = append(files, open.keep(sub.Dir()))
+	}
+	return program, files, open.err
+}
+
+// execSpec returns the parts of the container's spec that an exec takes over.
+func (c *Container) execSpec() (*specs.Spec, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.spec != nil {
+		return c.spec, nil
+	}
+	data, err := os.ReadFile(c.root("config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	full, err := oci.DecodeSpec(data)
+	if err != nil {
+		return nil, err
+	}
+	full.Process.Args = nil
+	c.spec = &specs.Spec{
+		Process: full.Process,
+		Linux:   &specs.Linux{Namespaces: full.Linux.Namespaces, Seccomp: full.Linux.Seccomp},
+	}
+	return c.spec, nil
+}
+
+// execRoom is what the two streams of a command may still fill.
+type execRoom struct {
+	mu   sync.Mutex
+	left int
+}
+
+// output collects what a command writes to one of its streams.
+type output struct {
+	r, w *os.File
+	done chan struct{}
+	room *execRoom
+	kept []byte
+}
+
+func (o *output) open() (err error) {
+	o.r, o.w, err = os.Pipe()
+	return err
+}
+
+// read starts to collect; the command has its own copy of the writing end.
+func (o *output) read() {
+	_ = o.w.Close()
+	o.done = make(chan struct{})
+	go func() {
+		defer close(o.done)
+		_, _ = io.Copy(o, o.r) // ends with the last writer, or when take gives up
+	}()
+}
+
+// Write keeps what fits and drops the rest, so that the command is not blocked.
+func (o *output) Write(p []byte) (int, error) {
+	o.room.mu.Lock()
+	n := min(len(p), o.room.left)
+	o.room.left -= n
+	o.room.mu.Unlock()
+	o.kept = append(o.kept, p[:n]...)
+	return len(p), nil
+}
+
+// take waits for the end of the stream, or for the deadline, and returns what was read.
+func (o *output) take(deadline <-chan time.Time) []byte {
+	select {
+	case <-o.done:
+	case <-deadline:
+		_ = o.r.Close() // ends the reader
+		<-o.done
+	}
+	return o.kept
+}
+
+func (o *output) close() {
+	_ = o.w.Close()
+	_ = o.r.Close()
+}

@@ -1,0 +1,66 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+const (
+	// A monitor survives its container in a shortage of memory: it is tiny, and
+	// with it the container would be lost.
+	monitorOOMScoreAdj = -999
+	pauseOOMScoreAdj   = -998
+)
+
+// monitorPlace is the leaf cgroup of the monitors: neither the daemon's, so
+// that stopping the service does not kill them, nor any pod's.
+type monitorPlace struct {
+	cgroup *oci.Cgroup
+	dir    *os.File   // v2
+	tasks  []*os.File // v1
+}
+
+func openMonitorPlace(s *Store) (p monitorPlace, err error) {
+	path := filepath.Join("/", s.config.CgroupParent, "monitors")
+	if p.cgroup, err = s.cgroups.Create(path, nil); err != nil {
+		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
+	}
+	var undo cleanup
+	defer undo.undo(&err)
+	undo.add(p.close)
+	if s.cgroups.V2() {
+		p.dir, err = p.cgroup.Dir()
+		return p, err
+	}
+	for _, t := range p.cgroup.JoinPaths() {
+		f, err := os.OpenFile(t, os.O_WRONLY, 0)
+		if err != nil {
+			return p, fmt.Errorf("open the monitors' cgroup: %w", err)
+		}
+		p.tasks = append(p.tasks, f)
+	}
+	return p, nil
+}
+
+// close lets go of the cgroup, and removes it if no monitor is left.
+func (p *monitorPlace) close() error {
+	var all error
+	for _, f := range append(p.tasks, p.dir) {
+		if f != nil {
+			all = errors.Join(all, f.Close())
+		}
+	}
+	p.tasks, p.dir = nil, nil
+	if p.cgroup == nil {
+		return all
+	}
+	if busy, err := p.cgroup.Populated(); err != nil || busy {
+		return all
+	}
+	return errors.Join(all, p.cgroup.Remove(context.Background()))
+}

@@ -1,0 +1,157 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+// sharedPIDNS returns the path of the pod's PID namespace, making it for the first
+// container that asks for it. The caller has the verb lock.
+func (b *Sandbox) sharedPIDNS(ctx context.Context) (string, error) {
+	pin := b.state("ns", "pid")
+	if b.record.Pause != nil {
+		return pin, nil
+	}
+	pid, err := b.startPause(ctx)
+	if err != nil {
+		return "", fmt.Errorf("shared PID namespace: %w", err)
+	}
+	b.record.Pause = &pauseRecord{PID: pid}
+	if b.record.Pause.StartTime, err = startTime(pid); err == nil {
+		err = pinNamespace(fmt.Sprintf("/proc/%d/ns/pid", pid), pin)
+	}
+	if err == nil {
+		err = b.writeRecord(false)
+	}
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("shared PID namespace: %w", err), b.killPause(), unpin(pin))
+	}
+	b.update(func(s *SandboxStatus) { s.PausePID = pid })
+	return pin, nil
+}
+
+// pauseCgroup names the cgroup of the pod's reaper.
+func (b *Sandbox) pauseCgroup() string {
+	return b.store.containerCgroup(b.record.Cgroup, "pause-"+b.id)
+}
+
+func (b *Sandbox) startPause(ctx context.Context) (int, error) {
+	var open fileList
+	defer open.close()
+	cg, err := b.store.cgroups.Create(b.pauseCgroup(), nil)
+	if err != nil {
+		return 0, err
+	}
+	pause := &conmon.Pause{Files: []*os.File{b.store.emptyNS}, OOMScoreAdj: b.store.host.ClampOOMScoreAdj(pauseOOMScoreAdj)}
+	if b.store.cgroups.V2() {
+		pause.Cgroup = open.keep(cg.Dir())
+	}
+	if open.err != nil {
+		return 0, open.err
+	}
+	var ns []specs.LinuxNamespace
+	for kind, pin := range map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"} {
+		if p := b.state("ns", pin); exists(p) {
+			ns = append(ns, specs.LinuxNamespace{Type: kind, Path: p})
+		}
+	}
+	program, err := oci.CompilePause(ns, &oci.CompileOptions{TaskFiles: cg.JoinPaths(), LastCap: len(b.store.host.Capabilities) - 1})
+	if err == nil {
+		pause.Program = program
+		var pid int
+		if pid, err = b.store.binary.Pause(ctx, pause); err == nil {
+			return pid, nil
+		}
+	}
+	return 0, errors.Join(err, cg.Remove(ctx))
+}
+
+// killPause ends the reaper and with it every process of its PID namespace;
+// idempotent.
+func (b *Sandbox) killPause() error {
+	p := b.record.Pause
+	if p == nil {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		// The pidfd holds on to one process; is it ours, and not a later one with its number?
+		if start, serr := startTime(p.PID); serr == nil && start == p.StartTime {
+			err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			awaitExit(fd, p.PID)
+		}
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end cri-pause %d: %w", p.PID, err)
+	}
+	cg, err := b.store.cgroups.Load(b.pauseCgroup())
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		err = cg.Remove(ctx)
+	}
+	if err != nil && !errors.Is(err, oci.ErrNotFound) {
+		return err
+	}
+	b.record.Pause = nil
+	return nil
+}
+
+// awaitExit waits for a killed process and reaps it if it is our child.
+func awaitExit(pidfd, pid int) {
+	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(poll, int(killTimeout.Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if poll[0].Revents != 0 {
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // ECHILD after a restart of the daemon
+	}
+}
+
+// startTime returns when a process started, in clock ticks since boot (proc(5)).
+func startTime(pid int) (uint64, error) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	// The name may hold anything, also parentheses: count from the last one.
+	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	const field = 22 - 3
+	if len(fields) <= field {
+		return 0, fmt.Errorf("read start time of process %d: %w", pid, unix.EINVAL)
+	}
+	return strconv.ParseUint(fields[field], 10, 64)
+}
+
+// targetPIDNS returns the PID namespace of another container of the pod.
+func (b *Sandbox) targetPIDNS(id string) (string, error) {
+	target, err := b.store.Container(id)
+	if err != nil {
+		return "", fmt.Errorf("target of the PID namespace: %w", err)
+	}
+	st := target.Status()
+	switch {
+	case target.box != b:
+		return "", fmt.Errorf("target of the PID namespace: container %s is in another pod: %w", id, ErrInvalid)
+	case st.State != runtimeapi.ContainerState_CONTAINER_RUNNING:
+		return "", fmt.Errorf("target of the PID namespace: container %s does not run: %w", id, ErrState)
+	}
+	return fmt.Sprintf("/proc/%d/ns/pid", st.PID), nil
+}

@@ -1,0 +1,124 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cri-runtime/cri-runtime/network"
+)
+
+// sandboxRecord is sandbox.json. It is written before the first effect, so
+// that a daemon that finds it without Ready knows what to undo: everything
+// that a sandbox of this config can have, by names that follow from its id.
+type sandboxRecord struct {
+	ID         string
+	Handler    string `json:",omitempty"`
+	CreatedAt  int64
+	Config     json.RawMessage     // PodSandboxConfig
+	Cgroup     string              // parent of the containers' cgroups
+	OwnCgroup  bool                // Cgroup was made for this sandbox and goes with it
+	Ready      bool                // Run ended well
+	Stopped    bool                // Stop ended well: network and namespaces are gone
+	Pause      *pauseRecord        `json:",omitempty"`
+	Attachment *network.Attachment `json:",omitempty"`
+}
+
+// pauseRecord identifies the reaper of a shared PID namespace.
+type pauseRecord struct {
+	PID       int
+	StartTime uint64 // of /proc/PID/stat, so that a reused pid is not taken for it
+}
+
+// containerRecord is container.json, written once, before the first effect. What
+// happens later is in files beside it: created.json, `exit` by the monitor, and lost.json.
+type containerRecord struct {
+	ID         string
+	SandboxID  string
+	CreatedAt  int64
+	Config     json.RawMessage // ContainerConfig
+	ImageID    string
+	StopSignal int    // Linux number
+	Cgroup     string // of this container
+	LogPath    string `json:",omitempty"`
+}
+
+// createdRecord is created.json, written when CreateContainer has succeeded.
+type createdRecord struct {
+	User json.RawMessage // ContainerUser
+}
+
+func encodeMessage(m proto.Message) (json.RawMessage, error) {
+	b, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return b, nil
+}
+
+func decodeMessage(b json.RawMessage, m proto.Message) error {
+	// A record of a newer version may have fields that this one does not know.
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, m); err != nil {
+		return fmt.Errorf("decode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return nil
+}
+
+// writeRecord replaces the file at path with v as JSON. The file is whole or
+// absent at any moment; with durable, after a power cut too.
+func writeRecord(path string, v any, durable bool) (err error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", path, err)
+	}
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("record: %w", err), os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	if durable {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// readRecord reads what writeRecord wrote.
+func readRecord(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("record %s: %w", path, err)
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil || !errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,285 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/conmon"
+)
+
+const (
+	// connectTimeout bounds the wait for one monitor at start-up; one that
+	// does not answer goes on being asked in the background.
+	connectTimeout  = 2 * time.Second
+	connectParallel = 16
+)
+
+// recover reads all records and finds out what became of each object
+// while no daemon ran. What is half made is undone in the background.
+func (s *Store) recover(ctx context.Context) error {
+	var undo []func(context.Context) error
+	boxes, err := os.ReadDir(s.root("sandboxes"))
+	if err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	for _, e := range boxes {
+		b, err := s.loadSandbox(e.Name())
+		if err != nil {
+			s.quarantine(s.root("sandboxes", e.Name()), err)
+			continue
+		}
+		undo = append(undo, b.recover()...)
+	}
+	containers, err := os.ReadDir(s.root("containers"))
+	if err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(connectParallel)
+	for _, e := range containers {
+		group.Go(func() error {
+			c, err := s.loadContainer(e.Name())
+			if err != nil {
+				s.quarantine(s.root("containers", e.Name()), err)
+				return nil
+			}
+			work := c.recover(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			undo = append(undo, work...)
+			return nil
+		})
+	}
+	_ = group.Wait() // nothing in it fails
+	s.background.Go(func() { s.tidy(context.WithoutCancel(ctx), undo) })
+	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(undo))
+	return nil
+}
+
+// tidy does what start-up need not wait for.
+func (s *Store) tidy(ctx context.Context, undo []func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
+	defer cancel()
+	for _, f := range undo {
+		if err := f(ctx); err != nil {
+			klog.ErrorS(err, "Undo what was left half made")
+		}
+	}
+	trash, err := os.ReadDir(s.root("trash"))
+	if err != nil {
+		klog.ErrorS(err, "Read the trash")
+	}
+	for _, e := range trash {
+		s.removeAll(s.root("trash", e.Name()))
+	}
+}
+
+func (s *Store) removeAll(path string) {
+	if err := os.RemoveAll(path); err != nil {
+		klog.ErrorS(err, "Empty the trash", "path", path)
+	}
+}
+
+// quarantine puts a directory whose record cannot be read aside, so that
+// nothing is lost and nothing else suffers.
+func (s *Store) quarantine(dir string, why error) {
+	to := s.root("damaged", filepath.Base(dir)+"-"+newID()[:8])
+	err := os.Rename(dir, to)
+	klog.ErrorS(why, "Record is unusable, its directory was moved aside", "dir", dir, "to", to, "err", err)
+}
+
+func (s *Store) loadSandbox(id string) (*Sandbox, error) {
+	var r sandboxRecord
+	if err := readRecord(s.root("sandboxes", id, "sandbox.json"), &r); err != nil {
+		return nil, err
+	}
+	if r.ID != id {
+		return nil, fmt.Errorf("record of sandbox %q: %w", r.ID, ErrInvalid)
+	}
+	config := &runtimeapi.PodSandboxConfig{}
+	if err := decodeMessage(r.Config, config); err != nil {
+		return nil, err
+	}
+	b := newSandbox(s, id, config, r.Handler)
+	b.record = r
+	b.update(func(st *SandboxStatus) {
+		st.CreatedAt, st.Cgroup = r.CreatedAt, r.Cgroup
+		if r.Attachment != nil {
+			st.IPs = r.Attachment.IPs
+		}
+		if r.Pause != nil {
+			st.PausePID = r.Pause.PID
+		}
+	})
+	return b, nil
+}
+
+// recover makes the sandbox known again, or says how to undo it.
+func (b *Sandbox) recover() []func(context.Context) error {
+	key := sandboxKey(b.Status().Config)
+	if !b.record.Ready {
+		return []func(context.Context) error{func(ctx context.Context) error {
+			if err := b.verb.lock(ctx, "undo"); err != nil {
+				return err
+			}
+			defer b.verb.unlock()
+			return errors.Join(b.release(ctx), b.remove(ctx))
+		}}
+	}
+	known := newFlight[*Sandbox]()
+	known.finish(b, nil)
+	b.store.names[key] = known
+	b.store.sandboxes[b.id] = b
+	if b.record.Stopped {
+		return nil
+	}
+	if b.lost() {
+		// A reboot took the namespaces: the network's plugins must still be told.
+		return []func(context.Context) error{b.Stop}
+	}
+	b.update(func(st *SandboxStatus) { st.State = sandboxReady })
+	return nil
+}
+
+// lost tells whether the pod's namespaces are gone.
+func (b *Sandbox) lost() bool {
+	config := b.Status().Config
+	return !exists(b.state()) ||
+		(b.ownNetwork(config) && !isNamespace(b.state("ns", "net"))) ||
+		(b.ownIPC(config) && !isNamespace(b.state("ns", "ipc")))
+}
+
+func (s *Store) loadContainer(id string) (*Container, error) {
+	c := &Container{id: id, store: s, exited: make(chan struct{})}
+	if err := readRecord(s.root("containers", id, "container.json"), &c.record); err != nil {
+		return nil, err
+	}
+	config := &runtimeapi.ContainerConfig{}
+	if err := decodeMessage(c.record.Config, config); err != nil {
+		return nil, err
+	}
+	r := &c.record
+	if r.ID != id {
+		return nil, fmt.Errorf("record of container %q: %w", r.ID, ErrInvalid)
+	}
+	if c.box = s.sandboxes[r.SandboxID]; c.box == nil {
+		// Its sandbox was never finished or is damaged: it can only be taken away.
+		c.box = &Sandbox{id: r.SandboxID, store: s, verb: newVerbLock()}
+	}
+	c.status.Store(&ContainerStatus{
+		ID: id, SandboxID: r.SandboxID, Config: config, ImageID: r.ImageID, State: stateUnknown, CreatedAt: r.CreatedAt,
+		LogPath: r.LogPath, StopSignal: r.StopSignal, User: c.readUser(),
+		Resources: &runtimeapi.ContainerResources{Linux: config.GetLinux().GetResources()}, Bundle: c.root(),
+	})
+	return c, nil
+}
+
+// readUser returns the user that the container's status reports, nil when
+// that is not on record.
+func (c *Container) readUser() *runtimeapi.ContainerUser {
+	var r createdRecord
+	u := &runtimeapi.ContainerUser{}
+	if readRecord(c.root("created.json"), &r) != nil || decodeMessage(r.User, u) != nil {
+		return nil
+	}
+	return u
+}
+
+// recover finds the container's monitor or its last words and makes it known
+// again, or says how to undo it.
+func (c *Container) recover(ctx context.Context) []func(context.Context) error {
+	if _, ok := c.store.sandboxes[c.box.id]; !ok || !exists(c.root("created.json")) {
+		return []func(context.Context) error{c.undo}
+	}
+	c.store.addContainer(c)
+	known := newFlight[*Container]()
+	known.finish(c, nil)
+	c.box.mu.Lock()
+	c.box.names[containerKey(c.Status().Config)] = known
+	c.box.mu.Unlock()
+	if c.recoverEnd() {
+		return nil
+	}
+	if err := c.adopt(ctx); err != nil {
+		return []func(context.Context) error{func(context.Context) error {
+			c.store.background.Go(c.awaitMonitor)
+			return nil
+		}}
+	}
+	return nil
+}
+
+// undo takes away a container that was never finished.
+func (c *Container) undo(ctx context.Context) error {
+	cg, err := c.cgroup()
+	if err == nil {
+		err = cg.Kill()
+	}
+	if err != nil {
+		klog.V(4).InfoS("Kill half made container", "container", c.id, "err", err)
+	}
+	return c.erase(ctx)
+}
+
+// recoverEnd publishes an exit that is on record.
+func (c *Container) recoverEnd() bool {
+	if exit, err := conmon.ReadExit(c.root()); err == nil {
+		c.publishExit(exit)
+		return true
+	}
+	var l lostRecord
+	if err := readRecord(c.root("lost.json"), &l); err == nil {
+		c.publish(l.apply)
+		return true
+	}
+	return false
+}
+
+// adopt connects to the container's monitor. The error means that it may answer later.
+func (c *Container) adopt(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	m, err := conmon.Connect(ctx, c.state())
+	switch {
+	case errors.Is(err, conmon.ErrGone):
+		if !c.recoverEnd() {
+			c.killLeftovers()
+			c.publishLost(reasonUnknown, "the container ended while no daemon ran and its monitor left no record, as after a reboot")
+		}
+		return nil
+	case err != nil:
+		return err
+	}
+	c.mu.Lock()
+	c.monitor = m
+	c.mu.Unlock()
+	c.update(func(s *ContainerStatus) {
+		s.State, s.PID, s.StartedAt = stateCreated, m.PID(), m.StartedAt()
+		if m.State() == conmon.StateRunning {
+			s.State = stateRunning
+		}
+		s.Rootfs = fmt.Sprintf("/proc/%d/root", m.PID())
+	})
+	c.store.background.Go(func() { c.watch(m) })
+	return nil
+}
+
+// awaitMonitor asks a monitor that does not answer again and again, until the daemon ends.
+func (c *Container) awaitMonitor() {
+	klog.InfoS("Monitor does not answer, the container's state is unknown", "container", c.id, "pod", c.box.id)
+	for !c.left() {
+		if err := c.adopt(context.Background()); err == nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,219 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// maxLinks bounds the symlinks followed on the way to one mount point.
+const maxLinks = 40
+
+// overlay mounts layers (top first) with a writable layer below dir, as a detached mount:
+// it is in no mount namespace until the container's init attaches it.
+// It is `volatile`: a container's writable layer does not outlive a crash of the
+// machine, so unmounting it need not write it to disk.
+func overlay(dir string, layers []string) (_ *os.File, err error) {
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, fmt.Errorf("overlay: %w", err)
+		}
+	}
+	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("overlay: open file system: %w", err)
+	}
+	defer unix.Close(fsfd)
+	set := func(key, value string) {
+		if err == nil {
+			if err = unix.FsconfigSetString(fsfd, key, value); err != nil {
+				err = fmt.Errorf("overlay: option %s=%s: %w%s", key, value, err, kernelSays(fsfd))
+			}
+		}
+	}
+	set("source", "overlay")
+	for _, l := range layers {
+		set("lowerdir+", l)
+	}
+	set("upperdir", upper)
+	set("workdir", work)
+	set("metacopy", "off")
+	if err == nil {
+		if err = unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
+			err = fmt.Errorf("overlay: option volatile: %w%s", err, kernelSays(fsfd))
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, fmt.Errorf("overlay: create with %d layers in %s: %w%s", len(layers), dir, err, kernelSays(fsfd))
+	}
+	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("overlay: make mount: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "rootfs"), nil
+}
+
+// kernelSays reads the messages that the kernel left for a file system context.
+func kernelSays(fsfd int) string {
+	var b [512]byte
+	var text string
+	for {
+		n, err := unix.Read(fsfd, b[:])
+		if err != nil || n <= 0 {
+			break
+		}
+		text += "; " + strings.TrimSpace(strings.TrimPrefix(string(b[:n]), "e "))
+	}
+	return text
+}
+
+// mountPoints finds where the mounts of spec go in root and makes what is
+// missing. A target is as the container will see it, with the image's symlinks
+// resolved below root and never by the host's rules. Targets inside another
+// mount are left to the launch program.
+func mountPoints(root *os.File, spec *specs.Spec) (targets []string, fileSources []bool, err error) {
+	targets = make([]string, len(spec.Mounts))
+	fileSources = make([]bool, len(spec.Mounts))
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		if m.Type == "bind" {
+			info, err := os.Stat(m.Source)
+			if err != nil {
+				return nil, nil, fmt.Errorf("mount %s: source: %w: %w", m.Destination, err, ErrInvalid)
+			}
+			fileSources[i] = !info.IsDir()
+		}
+		dest := path.Clean("/" + m.Destination)
+		if covered(dest, targets[:i]) {
+			targets[i] = dest
+			continue
+		}
+		targets[i], err = makeInRoot(int(root.Fd()), dest, fileSources[i])
+		if err != nil {
+			return nil, nil, fmt.Errorf("mount %s: mount point in the image: %w", m.Destination, err)
+		}
+	}
+	return targets, fileSources, nil
+}
+
+// covered tells whether p lies below one of the mounts.
+func covered(p string, mounts []string) bool {
+	for _, m := range mounts {
+		if m != "/" && strings.HasPrefix(p, m+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// openInRoot opens a path as if root were the root directory.
+func openInRoot(root int, p string, flags uint64) (int, error) {
+	rel := strings.TrimPrefix(p, "/")
+	if rel == "" {
+		rel = "."
+	}
+	for {
+		fd, err := unix.Openat2(root, rel, &unix.OpenHow{
+			Flags:   flags | unix.O_PATH | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		})
+		if err != unix.EINTR && err != unix.EAGAIN { //nolint:errorlint // a bare errno
+			return fd, err
+		}
+	}
+}
+
+// makeInRoot makes the path p below root, a directory or an empty file, and
+// returns it without symlinks. A dangling symlink of the image is
+// followed and its target made, inside root.
+func makeInRoot(root int, p string, file bool) (string, error) {
+	fd, err := openInRoot(root, p, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		return pathOf(fd)
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return "", &os.PathError{Op: "open", Path: p, Err: err}
+	}
+	return walkInRoot(root, p, file)
+}
+
+// walkInRoot is makeInRoot for a path that is not all there.
+func walkInRoot(root int, p string, file bool) (string, error) {
+	rest := strings.Split(strings.Trim(p, "/"), "/")
+	at, links := "/", 0
+	for len(rest) > 0 {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			at = path.Dir(at)
+			continue
+		}
+		dir, err := openInRoot(root, at, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err != nil {
+			return "", &os.PathError{Op: "open", Path: at, Err: err}
+		}
+		link, err := makePart(dir, part, file && len(rest) == 0)
+		_ = unix.Close(dir)
+		if err != nil {
+			return "", &os.PathError{Op: "make", Path: path.Join(at, part), Err: err}
+		}
+		if link == "" {
+			at = path.Join(at, part)
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", &os.PathError{Op: "make", Path: p, Err: unix.ELOOP}
+		}
+		if path.IsAbs(link) {
+			at = "/"
+		}
+		rest = append(strings.Split(strings.Trim(link, "/"), "/"), rest...)
+	}
+	return at, nil
+}
+
+// makePart makes one component in dir if it is missing and returns the text of the symlink
+// that it may be.
+func makePart(dir int, part string, file bool) (link string, err error) {
+	if file {
+		err = unix.Mknodat(dir, part, unix.S_IFREG|0o644, 0)
+	} else {
+		err = unix.Mkdirat(dir, part, 0o755)
+	}
+	if err == nil || !errors.Is(err, unix.EEXIST) {
+		return "", err
+	}
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(dir, part, buf[:])
+	if errors.Is(err, unix.EINVAL) {
+		return "", nil
+	}
+	return string(buf[:max(n, 0)]), err
+}
+
+// pathOf returns the path of an open file within its detached mount.
+func pathOf(fd int) (string, error) {
+	p, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", err
+	}
+	if !path.IsAbs(p) || strings.HasSuffix(p, " (deleted)") {
+		return "", &os.PathError{Op: "resolve", Path: p, Err: unix.ENOENT}
+	}
+	return p, nil
+}

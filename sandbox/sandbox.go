@@ -1,0 +1,324 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+// Sandbox is one pod sandbox: namespaces, a network and a place for containers.
+type Sandbox struct {
+	id     string
+	store  *Store
+	verb   *verbLock
+	status atomic.Pointer[SandboxStatus]
+
+	// mu guards what follows, and the publishing of status.
+	mu     sync.Mutex
+	record sandboxRecord
+	names  map[string]*flight[*Container] // by name and attempt
+}
+
+func newSandbox(s *Store, id string, config *runtimeapi.PodSandboxConfig, handler string) *Sandbox {
+	b := &Sandbox{id: id, store: s, verb: newVerbLock(), names: map[string]*flight[*Container]{}}
+	b.record = sandboxRecord{ID: id, Handler: handler, CreatedAt: time.Now().UnixNano()}
+	b.record.Cgroup = config.GetLinux().GetCgroupParent()
+	if b.record.Cgroup == "" {
+		b.record.Cgroup = filepath.Join("/", s.config.CgroupParent, id)
+		b.record.OwnCgroup = true
+	}
+	status := &SandboxStatus{
+		ID: id, Config: config, Handler: handler, State: sandboxNotReady,
+		CreatedAt: b.record.CreatedAt, Cgroup: b.record.Cgroup,
+	}
+	if b.ownNetwork(config) {
+		status.NetNS = b.state("ns", "net")
+	}
+	b.status.Store(status)
+	return b
+}
+
+// Status returns the current state; it never waits.
+func (b *Sandbox) Status() *SandboxStatus { return b.status.Load() }
+
+func (b *Sandbox) root(parts ...string) string {
+	return b.store.root(append([]string{"sandboxes", b.id}, parts...)...)
+}
+
+func (b *Sandbox) state(parts ...string) string {
+	return b.store.state(append([]string{"sandboxes", b.id}, parts...)...)
+}
+
+func namespaceOptions(config *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
+	return config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}
+
+func (b *Sandbox) ownNetwork(config *runtimeapi.PodSandboxConfig) bool {
+	return namespaceOptions(config).GetNetwork() != runtimeapi.NamespaceMode_NODE
+}
+
+func (b *Sandbox) ownIPC(config *runtimeapi.PodSandboxConfig) bool {
+	return namespaceOptions(config).GetIpc() != runtimeapi.NamespaceMode_NODE
+}
+
+// namespaces returns what the pod has of its own. With the host's network
+// goes the host's name (UTS namespace).
+func (b *Sandbox) namespaces() (*namespaces, error) {
+	config := b.Status().Config
+	n := &namespaces{dir: b.state("ns"), net: b.ownNetwork(config), ipc: b.ownIPC(config)}
+	if n.net {
+		n.hostname = b.hostname()
+	}
+	var err error
+	n.sysctls, err = oci.SandboxSysctls(config)
+	return n, err
+}
+
+func (b *Sandbox) hostname() string {
+	config := b.Status().Config
+	if h := config.GetHostname(); h != "" && b.ownNetwork(config) {
+		return h
+	}
+	return b.store.host.Hostname
+}
+
+func (b *Sandbox) pod() network.Pod {
+	config := b.Status().Config
+	m := config.GetMetadata()
+	return network.Pod{
+		ID: b.id, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
+		NetNS:        b.Status().NetNS,
+		PortMappings: config.GetPortMappings(),
+		DNS:          config.GetDnsConfig(),
+		Annotations:  config.GetAnnotations(),
+		CgroupParent: b.record.Cgroup,
+	}
+}
+
+// run makes the sandbox, or leaves nothing.
+func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		f.enter("clean up")
+		undo := errors.Join(b.release(ctx), b.remove(ctx))
+		if undo != nil {
+			// It stays listed, not ready, until a Stop and a Remove succeed.
+			b.store.addSandbox(b)
+			err = errors.Join(err, fmt.Errorf("clean up: %w", undo))
+		}
+	}()
+	config := b.Status().Config
+	f.enter("write the record")
+	if b.record.Config, err = encodeMessage(config); err != nil {
+		return err
+	}
+	for _, dir := range []string{b.root(), b.state(), b.state("ns")} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("make sandbox: %w", err)
+		}
+	}
+	// After a power cut only a network's plugins have something to be told.
+	if err := b.writeRecord(b.ownNetwork(config)); err != nil {
+		return err
+	}
+	cgroup := make(chan error, 1)
+	go func() { cgroup <- b.makeCgroup() }()
+	f.enter("make namespaces")
+	att, err := b.makeNamespaces(ctx, f)
+	if err = errors.Join(err, <-cgroup); err != nil {
+		return err
+	}
+	f.enter("write pod files")
+	if err := b.writeFiles(att); err != nil {
+		return err
+	}
+	b.record.Attachment, b.record.Ready = att, true
+	if err := b.writeRecord(false); err != nil {
+		return err
+	}
+	b.update(func(st *SandboxStatus) {
+		st.State = sandboxReady
+		if att != nil {
+			st.IPs = att.IPs
+		}
+	})
+	b.store.addSandbox(b)
+	klog.V(2).InfoS("Sandbox is ready", "pod", b.id, "name", config.GetMetadata().GetName(), "took", time.Since(time.Unix(0, b.record.CreatedAt)))
+	return nil
+}
+
+func (b *Sandbox) makeNamespaces(ctx context.Context, f *flight[*Sandbox]) (*network.Attachment, error) {
+	ns, err := b.namespaces()
+	if err != nil {
+		return nil, err
+	}
+	if err := ns.create(); err != nil {
+		return nil, err
+	}
+	if ns.ipc {
+		if err := b.makeShm(); err != nil {
+			return nil, err
+		}
+	}
+	if !ns.net {
+		return nil, nil
+	}
+	f.enter("attach the network")
+	return b.store.net.Attach(ctx, b.pod())
+}
+
+// makeShm mounts the /dev/shm that the pod's containers share.
+func (b *Sandbox) makeShm() error {
+	dir := b.state("shm")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make /dev/shm: %w", err)
+	}
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
+		return fmt.Errorf("make /dev/shm: mount tmpfs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+func (b *Sandbox) makeCgroup() error {
+	if !b.record.OwnCgroup {
+		return nil
+	}
+	_, err := b.store.cgroups.Create(b.record.Cgroup, nil)
+	return err
+}
+
+// writeRecord writes the record; the caller has the verb lock or is the only
+// one who knows the sandbox.
+func (b *Sandbox) writeRecord(durable bool) error {
+	return writeRecord(b.root("sandbox.json"), &b.record, durable)
+}
+
+// Stop ends the containers and takes the network away; idempotent.
+func (b *Sandbox) Stop(ctx context.Context) error {
+	if err := b.verb.lock(ctx, "stop sandbox"); err != nil {
+		return err
+	}
+	defer b.verb.unlock()
+	return b.stop(ctx)
+}
+
+func (b *Sandbox) stop(ctx context.Context) error {
+	if err := b.stopContainers(ctx); err != nil {
+		return err
+	}
+	// From here on no container can be created any more.
+	b.update(func(st *SandboxStatus) { st.State = sandboxNotReady })
+	if b.record.Stopped {
+		return nil
+	}
+	if err := b.release(ctx); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", b.id, err)
+	}
+	b.record.Stopped = true
+	return b.writeRecord(false)
+}
+
+// release undoes run but for the record, the cgroup and the directories;
+// idempotent. Each part is tried although another one failed.
+func (b *Sandbox) release(ctx context.Context) error {
+	var all error
+	config := b.Status().Config
+	if b.ownNetwork(config) {
+		pod := b.pod()
+		if !exists(pod.NetNS) {
+			pod.NetNS = ""
+		}
+		all = b.store.net.Detach(ctx, pod, b.record.Attachment)
+	}
+	all = errors.Join(all, b.killPause())
+	if all != nil {
+		// Without the namespace a plugin that has failed could not try again.
+		return all
+	}
+	ns := &namespaces{dir: b.state("ns")}
+	if err := ns.remove(); err != nil {
+		return err
+	}
+	if err := unix.Unmount(b.state("shm"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount /dev/shm of the pod: %w", err)
+	}
+	return nil
+}
+
+// Remove stops the sandbox and removes it and its containers; idempotent.
+func (b *Sandbox) Remove(ctx context.Context) error {
+	if err := b.verb.lock(ctx, "remove sandbox"); err != nil {
+		return err
+	}
+	defer b.verb.unlock()
+	if _, err := b.store.Sandbox(b.id); errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err := b.stop(ctx); err != nil {
+		return err
+	}
+	for _, c := range b.containers() {
+		if err := c.remove(ctx); err != nil {
+			return err
+		}
+	}
+	if err := b.remove(ctx); err != nil {
+		return fmt.Errorf("remove sandbox %s: %w", b.id, err)
+	}
+	b.store.dropSandbox(b)
+	return nil
+}
+
+// remove takes away what release leaves.
+func (b *Sandbox) remove(ctx context.Context) error {
+	if b.record.OwnCgroup {
+		cg, err := b.store.cgroups.Load(b.record.Cgroup)
+		if err == nil {
+			err = cg.Remove(ctx)
+		}
+		if err != nil && !errors.Is(err, oci.ErrNotFound) {
+			return err
+		}
+	}
+	if err := os.RemoveAll(b.state()); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	return b.store.discard(b.root())
+}
+
+// containers returns those of this sandbox, the oldest first.
+func (b *Sandbox) containers() []*Container {
+	var own []*Container
+	for _, c := range b.store.Containers() {
+		if c.box == b {
+			own = append(own, c)
+		}
+	}
+	return own
+}
+
+// stopContainers kills all containers at once.
+func (b *Sandbox) stopContainers(ctx context.Context) error {
+	own := b.containers()
+	errs := make([]error, len(own))
+	var wait sync.WaitGroup
+	for i, c := range own {
+		wait.Go(func() { errs[i] = c.kill(ctx) })
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
