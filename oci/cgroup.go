@@ -136,6 +136,9 @@ func (g *Cgroups) Create(p string, r *specs.LinuxResources) (*Cgroup, error) {
 	}
 	c.LeftOut = leftOut
 	made, err := c.makeAll(res)
+	if err == nil && !g.v2 && !res.SkipDevices {
+		err = c.denyDevices(made, res)
+	}
 	if err == nil && r != nil {
 		err = c.apply(res)
 	}
@@ -201,28 +204,52 @@ func makeDirs(top, dir string, made []string) ([]string, error) {
 
 // inheritCpuset fills the CPUs and memory nodes of dir, and of its parents up
 // to top, from the level above: a v1 cpuset starts empty, and nothing can join
-// an empty one. Two that do it at once write the same.
+// an empty one. Two that do it at once write the same. What is made below
+// inherits by itself from then on.
 func inheritCpuset(top, dir string) error {
+	copied := false
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-		if _, err := inheritFile(top, dir, file); err != nil {
+		own, err := readCgroupFile(dir, file)
+		if err != nil {
+			return err
+		}
+		if own != "" || dir == top {
+			continue
+		}
+		if !copied {
+			if err := inheritCpuset(top, path.Dir(dir)); err != nil {
+				return err
+			}
+		}
+		copied = true
+		value, err := readCgroupFile(path.Dir(dir), file)
+		if err != nil {
+			return err
+		}
+		if err := cgroups.WriteFile(dir, file, value); err != nil {
 			return err
 		}
 	}
-	return nil
+	if !copied {
+		return nil
+	}
+	return cgroups.WriteFile(dir, "cgroup.clone_children", "1")
 }
 
-func inheritFile(top, dir, file string) (string, error) {
-	value, err := cgroups.ReadFile(dir, file)
+// readCgroupFile reads a short file of a cgroup with as few calls as can be.
+func readCgroupFile(dir, file string) (string, error) {
+	p := dir + "/" + file
+	fd, err := unix.Open(p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", err
+		return "", &os.PathError{Op: "open", Path: p, Err: err}
 	}
-	if value = strings.TrimSpace(value); value != "" || dir == top {
-		return value, nil
+	defer unix.Close(fd) //nolint:errcheck // it was only read
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return "", &os.PathError{Op: "read", Path: p, Err: err}
 	}
-	if value, err = inheritFile(top, path.Dir(dir), file); err != nil {
-		return "", err
-	}
-	return value, cgroups.WriteFile(dir, file, value)
+	return strings.TrimSpace(string(buf[:n])), nil
 }
 
 // apply writes limits.

@@ -2,10 +2,12 @@ package oci
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/cgroups"
 	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func (g *Cgroups) has(controller string) bool {
@@ -114,4 +116,36 @@ func deviceRules(list []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 		out[i] = rule
 	}
 	return out, nil
+}
+
+// denyDevices writes the device rules of a v1 cgroup that was just made and
+// takes them out of res. The library opens a file for each rule and reads the
+// list before and after, which is a fifth of what a container's cgroup costs.
+// What does not begin with "deny all" is left to it, and so is a cgroup that was there
+// before, whose rules are not known.
+func (c *Cgroup) denyDevices(made []string, res *cgroups.Resources) error {
+	i := slices.IndexFunc(c.places, func(p place) bool { return p.has("devices") })
+	first := res.Devices[0]
+	if i < 0 || first.Allow || first.Type != devices.WildcardDevice || !slices.Contains(made, c.places[i].dir) {
+		return nil
+	}
+	if slices.ContainsFunc(res.Devices[1:], func(r *devices.Rule) bool { return !r.Allow || r.Type == devices.WildcardDevice }) {
+		return nil
+	}
+	dir := c.places[i].dir
+	if err := cgroups.WriteFile(dir, "devices.deny", "a"); err != nil {
+		return err
+	}
+	allow, err := cgroups.OpenFile(dir, "devices.allow", unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer allow.Close()
+	for _, rule := range res.Devices[1:] {
+		if _, err := allow.WriteString(rule.CgroupString()); err != nil {
+			return fmt.Errorf("allow device %s: %w", rule.CgroupString(), err)
+		}
+	}
+	res.Devices, res.SkipDevices = nil, true
+	return nil
 }

@@ -103,6 +103,13 @@ func (c *Container) devices() ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, e
 			}
 		}
 	}
+	// Below a volume the node would be made in the volume: with the host's /dev
+	// mounted, on the host.
+	nodes = slices.DeleteFunc(nodes, func(n specs.LinuxDevice) bool {
+		return slices.ContainsFunc(c.Config.GetMounts(), func(m *runtimeapi.Mount) bool {
+			return strings.HasPrefix(n.Path, path.Clean(m.GetContainerPath())+"/")
+		})
+	})
 	return nodes, rules, nil
 }
 

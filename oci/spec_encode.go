@@ -45,8 +45,8 @@ func DecodeSpec(data []byte) (*specs.Spec, error) {
 	if err := json.Unmarshal(data, &e); err != nil {
 		return nil, fmt.Errorf("decode config.json: %w", err)
 	}
-	if e.Spec == nil {
-		return nil, fmt.Errorf("decode config.json: no object: %w", ErrInvalid)
+	if e.Spec == nil || e.Version == "" {
+		return nil, fmt.Errorf("decode config.json: ociVersion is missing: %w", ErrInvalid)
 	}
 	for i, entry := range e.BinaryEnv {
 		if e.Process == nil || i < 0 || i >= len(e.Process.Env) {
