@@ -7,7 +7,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cri-runtime/cri-runtime/imageservice"
 	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
@@ -18,15 +17,18 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 		return nil, err
 	}
 	config := req.GetConfig()
-	if err := checkContainerConfig(config, box.Status().Config); err != nil {
+	if config == nil {
+		return nil, invalid("config", "is missing")
+	}
+	if err := checkImage("config.image", config.GetImage()); err != nil {
 		return nil, err
 	}
 	name := config.GetMetadata().GetName()
 	image, err := s.config.Images.Image(config.GetImage().GetImage())
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: image %s: %w", name, config.GetImage().GetImage(), err)
+		return nil, fmt.Errorf("container %s: image %s: %w", name, config.GetImage().GetImage(), err)
 	}
-	id, err := s.createHeld(ctx, image, func(image *imageservice.Image) (created, error) {
+	id, err := s.holds.create(ctx, box.Status().ID, image.ID, func() (created, error) {
 		return box.CreateContainer(ctx, config, &sandbox.Image{
 			ID:     image.ID,
 			Name:   config.GetImage().GetImage(),
@@ -35,7 +37,7 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", name, err)
+		return nil, fmt.Errorf("container %s: %w", name, err)
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }
@@ -47,7 +49,7 @@ func (s *runtimeService) StartContainer(ctx context.Context, req *runtimeapi.Sta
 		return nil, err
 	}
 	if err := c.Start(ctx); err != nil {
-		return nil, fmt.Errorf("start container %s: %w", req.GetContainerId(), err)
+		return nil, err
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
 }
@@ -65,7 +67,7 @@ func (s *runtimeService) StopContainer(ctx context.Context, req *runtimeapi.Stop
 		return nil, err
 	}
 	if err := c.Stop(ctx, min(req.GetTimeout(), maxSeconds)); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
-		return nil, fmt.Errorf("stop container %s: %w", req.GetContainerId(), err)
+		return nil, err
 	}
 	return &runtimeapi.StopContainerResponse{}, nil
 }
@@ -81,7 +83,7 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.Re
 	}
 	st := c.Status()
 	if err := c.Remove(ctx); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
-		return nil, fmt.Errorf("remove container %s: %w", st.ID, err)
+		return nil, err
 	}
 	s.config.Images.Release(st.ImageID, st.ID)
 	return &runtimeapi.RemoveContainerResponse{}, nil
@@ -120,7 +122,7 @@ func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtimeapi
 		return nil, err
 	}
 	if err := c.ReopenLog(ctx); err != nil {
-		return nil, fmt.Errorf("reopen the log of container %s: %w", req.GetContainerId(), err)
+		return nil, err
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
 }
@@ -136,7 +138,7 @@ func (s *runtimeService) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncR
 	}
 	result, err := c.ExecSync(ctx, req.GetCmd(), min(req.GetTimeout(), maxSeconds))
 	if err != nil {
-		return nil, fmt.Errorf("exec in container %s: %w", req.GetContainerId(), err)
+		return nil, err
 	}
 	stdout, stderr := fitMessage(result.Stdout, result.Stderr)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: result.ExitCode}, nil
@@ -146,11 +148,7 @@ func (s *runtimeService) container(id string) (*sandbox.Container, error) {
 	if err := checkID("container_id", id); err != nil {
 		return nil, err
 	}
-	c, err := s.config.Runtime.Container(id)
-	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", id, err)
-	}
-	return c, nil
+	return s.config.Runtime.Container(id)
 }
 
 // fitMessage cuts output so that the response passes the client's limit of

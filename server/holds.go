@@ -4,48 +4,105 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/imageservice"
 	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
-// created is what createHeld needs of a container.
+// holds keeps images while containers are made of them and as long as these
+// exist. A container's hold has its id as the user; there are two more kinds,
+// for a container's id is not known before it exists.
+type holds struct {
+	images ImageHolds
+	exists func(id string) bool // says that there is such a container or pod
+
+	mu    sync.Mutex
+	calls uint64 // guarded by mu; numbers the holds of calls under way
+	// unfinished has the images, by pod, of calls whose client gave up while the
+	// container was being made; guarded by mu. The making goes on: whether there
+	// will be a container is seen at the latest when its pod is removed.
+	unfinished map[string]map[string]bool
+}
+
+// created is what create needs of a container.
 type created interface {
 	Status() *sandbox.ContainerStatus
 	Remove(ctx context.Context) error
 }
 
-// createHeld creates a container whose image cannot lose its data meanwhile.
-// The container's id is not known before, so the call has a hold of its own
-// until the container has one; for the moment between, both hold.
-func (s *Server) createHeld(
-	ctx context.Context, image *imageservice.Image, create func(*imageservice.Image) (created, error),
-) (string, error) {
-	call := fmt.Sprintf("create-%d", s.creates.Add(1))
-	if err := s.config.Images.Hold(image.ID, call); err != nil {
-		return "", fmt.Errorf("hold image %s: %w", image.ID, err)
-	}
-	defer s.config.Images.Release(image.ID, call)
-	c, err := create(image)
-	if err != nil {
+func newHolds(images ImageHolds, runtime *sandbox.Store) *holds {
+	return &holds{images: images, unfinished: map[string]map[string]bool{}, exists: func(id string) bool {
+		_, err := runtime.Container(id)
+		if errors.Is(err, sandbox.ErrNotFound) {
+			_, err = runtime.Sandbox(id)
+		}
+		return !errors.Is(err, sandbox.ErrNotFound)
+	}}
+}
+
+// create makes a container whose image cannot lose its data meanwhile, and
+// returns its id.
+func (h *holds) create(ctx context.Context, podID, imageID string, start func() (created, error)) (string, error) {
+	h.mu.Lock()
+	h.calls++
+	call := fmt.Sprintf("create-%d", h.calls)
+	h.mu.Unlock()
+	if err := h.images.Hold(imageID, call); err != nil {
 		return "", err
 	}
+	defer h.images.Release(imageID, call)
+	c, err := start()
+	if err != nil {
+		if ctx.Err() != nil {
+			h.keep(podID, imageID)
+		}
+		return "", err
+	}
+	// A retry that joined an earlier call gets that call's container and image.
 	st := c.Status()
-	if err := s.config.Images.Hold(st.ImageID, st.ID); err != nil {
-		err = fmt.Errorf("hold image %s: %w", st.ImageID, err)
+	if err := h.images.Hold(st.ImageID, st.ID); err != nil {
 		return "", errors.Join(err, c.Remove(context.WithoutCancel(ctx)))
 	}
 	// It may have been removed since, and released before it was held.
-	s.releaseIfGone(st.ImageID, st.ID)
+	h.releaseIfGone(st)
 	return st.ID, nil
 }
 
+// keep holds an image until the pod is removed.
+func (h *holds) keep(podID, imageID string) {
+	if err := h.images.Hold(imageID, podID); err != nil {
+		klog.ErrorS(err, "The image of a container that is being made cannot be held", "pod", podID, "image", imageID)
+		return
+	}
+	h.mu.Lock()
+	if h.unfinished[podID] == nil {
+		h.unfinished[podID] = map[string]bool{}
+	}
+	h.unfinished[podID][imageID] = true
+	h.mu.Unlock()
+	h.releasePod(podID)
+}
+
+// releasePod ends the holds of unfinished calls if the pod is gone.
+func (h *holds) releasePod(podID string) {
+	if h.exists(podID) {
+		return
+	}
+	h.mu.Lock()
+	images := h.unfinished[podID]
+	delete(h.unfinished, podID)
+	h.mu.Unlock()
+	for imageID := range images {
+		h.images.Release(imageID, podID)
+	}
+}
+
 // releaseIfGone ends the hold of a container that isn't there any more.
-func (s *Server) releaseIfGone(imageID, containerID string) {
-	if _, err := s.config.Runtime.Container(containerID); errors.Is(err, sandbox.ErrNotFound) {
-		s.config.Images.Release(imageID, containerID)
+func (h *holds) releaseIfGone(st *sandbox.ContainerStatus) {
+	if !h.exists(st.ID) {
+		h.images.Release(st.ImageID, st.ID)
 	}
 }
 

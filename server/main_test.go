@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,8 +40,6 @@ type memoryImages struct {
 	images map[string]*imageservice.Image // guarded by mu
 	holds  map[[2]string]bool             // guarded by mu
 	events []string                       // guarded by mu; holds and releases in order
-
-	collects atomic.Int32
 
 	pull    func(ctx context.Context, name string, auth *imageservice.Auth) (*imageservice.Image, error)
 	holdErr func(imageID, user string) error
@@ -115,8 +112,6 @@ func (m *memoryImages) Release(imageID, user string) {
 	delete(m.holds, [2]string{imageID, user})
 	m.events = append(m.events, "release "+imageID+" "+user)
 }
-
-func (m *memoryImages) Collect() { m.collects.Add(1) }
 
 func (m *memoryImages) Usage() (imageservice.Usage, error) {
 	return imageservice.Usage{Path: "/images", Bytes: 4096, Inodes: 7}, nil

@@ -12,8 +12,8 @@ import (
 
 // RunPodSandbox creates and starts a sandbox.
 func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
-	if err := checkSandboxConfig(req.GetConfig()); err != nil {
-		return nil, err
+	if req.GetConfig() == nil {
+		return nil, invalid("config", "is missing")
 	}
 	if err := s.knownHandler("runtime_handler", req.GetRuntimeHandler()); err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func (s *runtimeService) StopPodSandbox(ctx context.Context, req *runtimeapi.Sto
 		return nil, err
 	}
 	if err := box.Stop(ctx); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
-		return nil, fmt.Errorf("stop pod %s: %w", req.GetPodSandboxId(), err)
+		return nil, err
 	}
 	return &runtimeapi.StopPodSandboxResponse{}, nil
 }
@@ -61,10 +61,11 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.R
 	err = box.Remove(ctx)
 	// Also after an error: some of the containers may be gone.
 	for _, st := range held {
-		s.releaseIfGone(st.ImageID, st.ID)
+		s.holds.releaseIfGone(st)
 	}
+	s.holds.releasePod(id)
 	if err != nil && !errors.Is(err, sandbox.ErrNotFound) {
-		return nil, fmt.Errorf("remove pod %s: %w", id, err)
+		return nil, err
 	}
 	return &runtimeapi.RemovePodSandboxResponse{}, nil
 }
@@ -98,9 +99,5 @@ func (s *runtimeService) sandbox(id string) (*sandbox.Sandbox, error) {
 	if err := checkID("pod_sandbox_id", id); err != nil {
 		return nil, err
 	}
-	box, err := s.config.Runtime.Sandbox(id)
-	if err != nil {
-		return nil, fmt.Errorf("pod sandbox %s: %w", id, err)
-	}
-	return box, nil
+	return s.config.Runtime.Sandbox(id)
 }

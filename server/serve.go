@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,12 +25,8 @@ const (
 // Serve answers requests on l, and closes it, until ctx ends. RPCs under way
 // then have Config.StopGrace to finish before their contexts end too; the
 // error says so when some did not end even then. No container is stopped.
-// Serve is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := s.grpcServer()
-	var cleaning sync.WaitGroup
-	cleaning.Go(s.config.Images.Collect)
-	defer cleaning.Wait()
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	select {

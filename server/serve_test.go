@@ -110,18 +110,6 @@ func TestStopIsBounded(t *testing.T) {
 	within(t, "answer", answered)
 }
 
-func TestCollectsOnce(t *testing.T) {
-	images := newMemoryImages()
-	s := serve(t, testConfig(t, images))
-	s.stop()
-	if err := within(t, "end of Serve", s.done); err != nil {
-		t.Fatal(err)
-	}
-	if n := images.collects.Load(); n != 1 {
-		t.Errorf("collected %d times", n)
-	}
-}
-
 func TestStopRemovesSocket(t *testing.T) {
 	s := serve(t, testConfig(t, newMemoryImages()))
 	socket := strings.TrimPrefix(s.conn.Target(), "unix://")

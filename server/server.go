@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -47,9 +46,6 @@ type ImageHolds interface {
 	Hold(imageID, user string) error
 	// Release ends a hold; one that isn't there is no error.
 	Release(imageID, user string)
-	// Collect is called once, when the containers that exist have their holds:
-	// what was removed and isn't held may go now.
-	Collect()
 }
 
 // Images is the whole of what the server needs of package imageservice.
@@ -95,12 +91,11 @@ type Config struct {
 type Server struct {
 	config  Config
 	version string
-	// creates numbers CreateContainer calls: each holds its image under a name
-	// of its own until the container has an id.
-	creates atomic.Uint64
+	holds   *holds
 }
 
-// New checks config and holds the images of the containers that exist.
+// New checks config and holds the images of the containers that exist. After
+// it, and not before, images that nothing holds may be collected.
 func New(config Config) (*Server, error) {
 	switch {
 	case config.Runtime == nil:
@@ -120,7 +115,7 @@ func New(config Config) (*Server, error) {
 	if config.StopGrace <= 0 {
 		config.StopGrace = defaultStopGrace
 	}
-	s := &Server{config: config, version: semanticVersion(config.Version)}
+	s := &Server{config: config, version: semanticVersion(config.Version), holds: newHolds(config.Images, config.Runtime)}
 	for _, c := range config.Runtime.Containers() {
 		holdExisting(config.Images, c.Status())
 	}

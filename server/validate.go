@@ -64,25 +64,6 @@ func checkImage(field string, image *runtimeapi.ImageSpec) error {
 	return nil
 }
 
-func checkSandboxConfig(config *runtimeapi.PodSandboxConfig) error {
-	if config == nil {
-		return invalid("config", "is missing")
-	}
-	return oci.ValidateSandbox(config)
-}
-
-// checkContainerConfig checks config for a container of the sandbox that was
-// made with pod.
-func checkContainerConfig(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
-	if config == nil {
-		return invalid("config", "is missing")
-	}
-	if err := oci.ValidateContainer(config, pod); err != nil {
-		return err
-	}
-	return checkImage("config.image", config.GetImage())
-}
-
 func checkExec(req *runtimeapi.ExecSyncRequest) error {
 	if err := checkID("container_id", req.GetContainerId()); err != nil {
 		return err
