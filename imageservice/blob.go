@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -19,7 +21,8 @@ type blobReader struct {
 	desc   ocispec.Descriptor
 	rc     io.ReadCloser
 	offset int64
-	broken int // in a row without progress
+	broken int  // in a row without progress
+	whole  bool // the registry serves no ranges: what was read already is skipped
 }
 
 // Read returns io.EOF only at the size that the descriptor names.
@@ -38,6 +41,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		b.broken++
+		b.whole = b.whole || noRanges(err)
 		if b.broken > maxReopened || !b.resumable(err) {
 			return 0, b.fail(err)
 		}
@@ -53,13 +57,26 @@ func (b *blobReader) Read(p []byte) (int, error) {
 
 func (b *blobReader) read(p []byte) (int, error) {
 	if b.rc == nil {
-		rc, err := b.sess.open(b.ctx, b.desc, b.offset)
+		from := b.offset
+		if b.whole {
+			from = 0
+		}
+		rc, err := b.sess.open(b.ctx, b.desc, from)
 		if err != nil {
 			return 0, err
 		}
 		b.rc = rc
+		if _, err := io.CopyN(io.Discard, rc, b.offset-from); err != nil {
+			return 0, err
+		}
 	}
 	return b.rc.Read(p)
+}
+
+// noRanges tells whether a registry refused to go on from the middle.
+func noRanges(err error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
 }
 
 func (b *blobReader) resumable(err error) bool {
@@ -71,7 +88,7 @@ func (b *blobReader) resumable(err error) bool {
 		return false // transport was patient already
 	}
 	// A plain end is the registry's whole answer: its blob is too short.
-	return b.offset > 0 && err != io.EOF && brokenConnection(err) //nolint:errorlint // io.EOF alone, not what wraps it
+	return b.offset > 0 && err != io.EOF && (brokenConnection(err) || noRanges(err)) //nolint:errorlint // io.EOF alone, not what wraps it
 }
 
 func (b *blobReader) fail(err error) error {

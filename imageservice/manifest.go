@@ -42,8 +42,8 @@ func decodeDocument(content []byte, mediaType string) (*document, error) {
 	if err := json.Unmarshal(content, d); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformedManifest, err)
 	}
-	if d.SchemaVersion == 1 || d.FSLayers != nil || strings.HasPrefix(mediaType, typeDockerSchema1) {
-		return nil, fmt.Errorf("%w: it has a manifest of Docker's schema 1; push it again with a tool of this decade", ErrUnsupported)
+	if d.SchemaVersion == 1 || d.FSLayers != nil {
+		return nil, refuseSchema1(typeDockerSchema1)
 	}
 	// CVE-2021-41190: what can be read in two ways must not be read at all.
 	isIndex, isManifest := d.Manifests != nil, d.Config != nil || d.Layers != nil
@@ -73,6 +73,23 @@ func decodeDocument(content []byte, mediaType string) (*document, error) {
 		return d, checkManifest(d)
 	}
 	return d, nil
+}
+
+// refuseSchema1 refuses the manifests that Docker wrote before 2015, whose ids
+// and layers cannot be verified.
+func refuseSchema1(mediaType string) error {
+	if !strings.HasPrefix(mediaType, typeDockerSchema1) {
+		return nil
+	}
+	return fmt.Errorf("%w: it has a manifest of Docker's schema 1; push it again in a current format", ErrUnsupported)
+}
+
+func manifestType(mediaType string) bool {
+	switch mediaType {
+	case ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, typeDockerIndex, typeDockerManifest:
+		return true
+	}
+	return false
 }
 
 // checkManifest sees that all parts of a manifest are of a kind we can use.

@@ -39,7 +39,14 @@ func (sess *session) image(ctx context.Context, root ocispec.Descriptor) (*resol
 }
 
 func (sess *session) follow(ctx context.Context, desc ocispec.Descriptor, depth int) (*resolved, error) {
-	content, err := sess.document(ctx, desc)
+	if err := refuseSchema1(desc.MediaType); err != nil {
+		return nil, err
+	}
+	from := desc
+	if !manifestType(desc.MediaType) {
+		from.MediaType = ocispec.MediaTypeImageManifest // some registries call it text/plain; the content tells
+	}
+	content, err := sess.document(ctx, from)
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
