@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 )
 
@@ -120,6 +121,23 @@ func (g *grant) get(host string) (username, secret string, err error) {
 		return "", "", nil
 	}
 	return g.username, g.secret, nil
+}
+
+// follow returns how a registry's redirects are followed: to a host that is not
+// configured for the image without credentials. (The HTTP client alone takes
+// another port of the same host for the same.)
+func (g *grant) follow(authorizer docker.Authorizer) func(*http.Request, []*http.Request) error {
+	const maxRedirects = 10
+	return func(req *http.Request, via []*http.Request) error {
+		if len(via) >= maxRedirects {
+			return fmt.Errorf("more than %d redirects", maxRedirects)
+		}
+		req.Header.Del("Authorization")
+		if !g.allows(req.URL.Host) {
+			return nil
+		}
+		return authorizer.Authorize(req.Context(), req)
+	}
 }
 
 // Authorize sends a registry token; with it, grant is the client's Authorizer.

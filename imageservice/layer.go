@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,24 +44,52 @@ func (s *Store) ensure(ctx context.Context, sess *session, l layer) error {
 }
 
 // has tells whether a layer is on the disk. One that somebody deleted behind
-// our back is forgotten.
+// our back is forgotten, and the images that have it are damaged.
 func (s *Store) has(diffID digest.Digest) bool {
+	if s.intact(diffID) {
+		return true
+	}
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	if s.intact(diffID) {
+		return true // another pull was faster
+	}
+	s.mu.Lock()
+	_, known := s.layers[diffID]
+	delete(s.layers, diffID)
+	for _, e := range s.images {
+		if known && slices.Contains(e.record.Layers, diffID) {
+			s.present(e)
+		}
+	}
+	s.mu.Unlock()
+	if known {
+		_ = s.discard(s.layerPath(diffID)) // or the next download of it complains
+	}
+	return false
+}
+
+func (s *Store) intact(diffID digest.Digest) bool {
 	s.mu.Lock()
 	known := s.layers[diffID] != nil
 	s.mu.Unlock()
 	if !known {
 		return false
 	}
-	if _, err := readLayer(s.layerPath(diffID)); err == nil {
-		return true
+	_, err := readLayer(s.layerPath(diffID))
+	return err == nil
+}
+
+// discard removes what is left of a directory of ours, if anything.
+func (s *Store) discard(path string) error {
+	trash := s.ingestPath()
+	if err := os.Rename(path, trash); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
 	}
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	_ = os.Rename(s.layerPath(diffID), s.ingestPath()) // what is left of it
-	s.mu.Lock()
-	delete(s.layers, diffID)
-	s.mu.Unlock()
-	return false
+	return os.RemoveAll(trash)
 }
 
 // download brings one layer from the registry into its place.
@@ -112,7 +141,7 @@ func (s *Store) settle(dir string, record *layerRecord) error {
 		return os.RemoveAll(dir)
 	}
 	// Only what is left of a layer that was deleted by hand can be here.
-	if err := os.Rename(s.layerPath(record.DiffID), s.ingestPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := s.discard(s.layerPath(record.DiffID)); err != nil {
 		return err
 	}
 	if err := os.Rename(dir, s.layerPath(record.DiffID)); err != nil {

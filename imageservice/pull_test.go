@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -217,16 +218,17 @@ func TestPullResumes(t *testing.T) {
 	r, s := newRegistry(t), openStore(t, nil)
 	l := testLayer{archive: archive(t, file("f", strings.Repeat("0123456789abcdef", 1<<16)))}
 	r.putImage("x", "1", testConfig(), l)
-	broken := 0
+	var broken atomic.Int64
 	r.setHook(func(w http.ResponseWriter, req *http.Request) bool {
 		if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, digest.FromBytes(l.archive).String()) {
 			return false
 		}
-		if broken++; broken > 3 {
+		n := broken.Add(1)
+		if n > 3 {
 			return false
 		}
 		w.Header().Set("Content-Length", "1048576")
-		_, _ = w.Write(l.archive[:1000*broken])
+		_, _ = w.Write(l.archive[:1000*n])
 		panic(http.ErrAbortHandler)
 	})
 	image := mustPull(t, s, r.ref("x:1"))

@@ -72,6 +72,7 @@ func (s *Store) newSession(ctx context.Context, n name, creds credentials) (*ses
 		if t, ok := client.Transport.(*transport); ok && i < len(hosts)-1 {
 			client.Transport = &transport{base: t.base, attempts: 1, timeout: t.timeout}
 		}
+		client.CheckRedirect = g.follow(hosts[i].Authorizer)
 		hosts[i].Client = &client
 	}
 	sess.resolver = docker.NewResolver(docker.ResolverOptions{

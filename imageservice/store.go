@@ -152,7 +152,7 @@ func (s *Store) load() error {
 		}
 		e := &entry{record: record, config: config, size: size}
 		for _, diffID := range record.Layers {
-			e.damaged = s.loadLayer(diffID) != nil || e.damaged
+			s.loadLayer(diffID)
 		}
 		s.images[record.ID] = e
 	}
@@ -177,18 +177,14 @@ func (s *Store) load() error {
 	return s.clearIngest()
 }
 
-func (s *Store) loadLayer(diffID digest.Digest) error {
-	if s.layers[diffID] != nil {
-		return nil
+// loadLayer reads the record of a layer, if it is there and whole.
+func (s *Store) loadLayer(diffID digest.Digest) {
+	if s.layers[diffID] != nil || diffID.Validate() != nil {
+		return
 	}
-	if err := diffID.Validate(); err != nil {
-		return err
-	}
-	record, err := readLayer(s.layerPath(diffID))
-	if err == nil {
+	if record, err := readLayer(s.layerPath(diffID)); err == nil {
 		s.layers[diffID] = record
 	}
-	return err
 }
 
 // loadTags gives a tag that two records name to the later one: a crash came
@@ -265,11 +261,12 @@ func (s *Store) recordPath(id string) string {
 
 // present makes e.image anew from e.record. The caller holds mu.
 func (s *Store) present(e *entry) {
+	r := e.record
 	e.image = nil
-	if e.record.Removed || e.damaged {
+	e.damaged = slices.ContainsFunc(r.Layers, func(d digest.Digest) bool { return s.layers[d] == nil })
+	if r.Removed || e.damaged {
 		return
 	}
-	r := e.record
 	image := &Image{
 		ID:          r.ID,
 		RepoTags:    slices.Sorted(slices.Values(r.Tags)),
@@ -426,4 +423,19 @@ func (s *Store) Pull(ctx context.Context, name string, auth *Auth) (*Image, erro
 		return nil, fmt.Errorf("pull %s: %w", n, err)
 	}
 	return image, nil
+}
+
+// Damaged returns the ids of the images that are not listed because a layer of
+// theirs was missing or unreadable at the start. A pull mends them.
+func (s *Store) Damaged() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []string
+	for id, e := range s.images {
+		if e.damaged {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }

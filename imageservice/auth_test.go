@@ -1,0 +1,195 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+const testPassword = "s3cr3t/pass+word"
+
+// basic makes a registry ask for a user and a password.
+func (r *testRegistry) basic() {
+	r.setHook(func(w http.ResponseWriter, req *http.Request) bool {
+		if user, password, ok := req.BasicAuth(); ok && user == "user" && password == testPassword {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+}
+
+// bearer makes a registry ask for a token of another server, which gives one
+// for the user and password, or for a refresh token.
+func (r *testRegistry) bearer(t *testing.T) {
+	t.Helper()
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		user, password, _ := req.BasicAuth()
+		if req.Method == http.MethodPost {
+			_ = req.ParseForm()
+			user, password = req.Form.Get("username"), req.Form.Get("password")
+			if req.Form.Get("refresh_token") == testPassword {
+				user, password = "user", testPassword
+			}
+		}
+		if user != "user" || password != testPassword {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]string{"token": "tok", "access_token": "tok"})
+	}))
+	t.Cleanup(tokens.Close)
+	r.setHook(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Header.Get("Authorization") == "Bearer tok" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:x:pull"`, tokens.URL))
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+}
+
+func TestAuth(t *testing.T) {
+	encoded := func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
+	for _, scheme := range []string{"basic", "bearer"} {
+		r := newRegistry(t)
+		r.putImage("x", "1", testConfig(), gzipped(t, file("f", "x")))
+		if scheme == "basic" {
+			r.basic()
+		} else {
+			r.bearer(t)
+		}
+		for _, c := range []struct {
+			name string
+			auth *Auth
+			only string // scheme
+			want error
+		}{
+			{"password", &Auth{Username: "user", Password: testPassword}, "", nil},
+			{"auth", &Auth{Auth: encoded("user:" + testPassword)}, "", nil},
+			{"server", &Auth{Username: "user", Password: testPassword, ServerAddress: "http://" + r.host + "/v2/"}, "", nil},
+			{"identity token", &Auth{IdentityToken: testPassword}, "bearer", nil},
+			{"registry token", &Auth{RegistryToken: "tok"}, "bearer", nil},
+			{"none", nil, "", ErrUnauthorized},
+			{"wrong", &Auth{Username: "user", Password: testPassword + "x"}, "", ErrUnauthorized},
+			{"wrong token", &Auth{RegistryToken: testPassword}, "", ErrUnauthorized},
+			{"other server", &Auth{Username: "user", Password: testPassword, ServerAddress: "docker.io"}, "", ErrUnauthorized},
+			{"broken", &Auth{Auth: "%" + testPassword}, "", ErrUnauthorized},
+			{"broken too", &Auth{Auth: encoded(testPassword)}, "", ErrUnauthorized},
+		} {
+			if c.only != "" && c.only != scheme {
+				continue
+			}
+			t.Run(scheme+" "+c.name, func(t *testing.T) {
+				_, err := openStore(t, nil).Pull(context.Background(), r.ref("x:1"), c.auth)
+				if !errors.Is(err, c.want) {
+					t.Errorf("got %v, want %v", err, c.want)
+				}
+				if err != nil && strings.Contains(err.Error(), "s3cr3t") {
+					t.Errorf("a secret is in %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestAuthRedirect redirects a blob to a host that asks for the password.
+func TestAuthRedirect(t *testing.T) {
+	r := newRegistry(t)
+	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "x")))
+	var got atomic.Bool
+	thief := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Authorization") != "" {
+			got.Store(true)
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	t.Cleanup(thief.Close)
+	r.basic()
+	inner := r.hook
+	r.setHook(func(w http.ResponseWriter, req *http.Request) bool {
+		if inner(w, req) {
+			return true
+		}
+		if strings.Contains(req.URL.Path, "/blobs/") {
+			http.Redirect(w, req, thief.URL+"/x?X-Signature=s3cr3t", http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	})
+	_, err := openStore(t, nil).Pull(context.Background(), r.ref("x:1"), &Auth{Username: "user", Password: testPassword})
+	if !errors.Is(err, ErrUnauthorized) || strings.Contains(err.Error(), "s3cr3t") {
+		t.Errorf("got %v", err)
+	}
+	if got.Load() {
+		t.Error("the password went where the registry redirected to")
+	}
+}
+
+// TestAuthSeparate lets nobody share a pull of somebody else's credentials.
+func TestAuthSeparate(t *testing.T) {
+	a, _ := newCredentials(&Auth{Username: "user", Password: "a"})
+	b, _ := newCredentials(&Auth{Username: "user", Password: "b"})
+	c, _ := newCredentials(&Auth{Username: "usera"})
+	if a.key() == b.key() || a.key() == c.key() || strings.Contains(a.key(), "user") {
+		t.Errorf("keys %s %s %s", a.key(), b.key(), c.key())
+	}
+}
+
+// TestHosts pulls through mirrors of a hosts.toml: one is down, one is busy,
+// one has the image.
+func TestHosts(t *testing.T) {
+	r, busy := newRegistry(t), newRegistry(t)
+	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "x")))
+	busy.setHook(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	gone := newRegistry(t)
+	gone.server.Close()
+	dir := t.TempDir()
+	hosts := fmt.Sprintf("server = %q\n[host.%q]\n[host.%q]\n[host.%q]\n",
+		"https://registry.invalid", gone.server.URL, busy.server.URL, r.server.URL)
+	if err := os.Mkdir(filepath.Join(dir, "registry.example"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "registry.example", "hosts.toml"), []byte(hosts), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, func(c *Config) { c.RegistryConfigDir = dir })
+	image := mustPull(t, s, "registry.example/x:1")
+	if image.RepoTags[0] != "registry.example/x:1" {
+		t.Errorf("tags %v", image.RepoTags)
+	}
+}
+
+// TestHTTPS pulls over TLS.
+func TestHTTPS(t *testing.T) {
+	r := newRegistry(t)
+	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "x")))
+	server := httptest.NewUnstartedServer(r)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "secure.example"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hosts := fmt.Sprintf("server = %q\nskip_verify = true\n", server.URL)
+	if err := os.WriteFile(filepath.Join(dir, "secure.example", "hosts.toml"), []byte(hosts), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, openStore(t, func(c *Config) { c.RegistryConfigDir = dir }), "secure.example/x:1")
+	// A registry on loopback needs no configuration for either protocol.
+	mustPull(t, openStore(t, nil), strings.TrimPrefix(server.URL, "https://")+"/x:1")
+}
