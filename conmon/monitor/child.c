@@ -8,16 +8,19 @@ static s32 slot_fd(s32 slot, const struct spawn *s)
 	return slot == SLOT_INIT ? s->init : s->files[slot - SLOT_FILES];
 }
 
-/* Children born from here on go back into our own PID namespace. */
-static long leave_pidns(void)
+/* Children born from here on belong into that namespace; ours is named by m.self. */
+static long enter_pidns(s32 fd)
 {
-	if (m.self < 0) {
-		long fd = SYS(pidfd_open, m.pid, 0);
-		if (failed(fd))
-			return fd;
-		m.self = (s32)fd;
+	if (m.self < 0) {	/* the way back, opened while it cannot fail half way */
+		long self = SYS(pidfd_open, m.pid, 0);
+		if (failed(self))
+			return self;
+		m.self = (s32)self;
 	}
-	return SYS(setns, m.self, CLONE_NEWPID);
+	long r = SYS(setns, fd, CLONE_NEWPID);
+	if (!failed(r))
+		m.astray = fd != m.self;
+	return r;
 }
 
 /*
@@ -71,22 +74,17 @@ static long fork_child(struct child *c, const struct program *p, const struct sp
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (u64)slot_fd(p->cgroup_slot, s);
 	}
-	if (p->pidns_slot >= 0) {
-		long r = SYS(setns, slot_fd(p->pidns_slot, s), CLONE_NEWPID);
+	if (m.astray || p->pidns_slot >= 0) {
+		long r = enter_pidns(p->pidns_slot >= 0 ? slot_fd(p->pidns_slot, s) : m.self);
 		if (failed(r)) {
 			why->step = AT_PIDNS;
 			return r;
 		}
 	}
-	long pid = SYS(clone3, &args, sizeof args);
 	why->step = AT_CLONE;
-	if (pid != 0 && p->pidns_slot >= 0) {
-		long r = leave_pidns();
-		if (failed(r) && !failed(pid)) {	/* no further child would be where it belongs */
-			SYS(pidfd_send_signal, c->pidfd, SIGKILL, 0, 0);
-			m.ending = m.state == STATE_EMPTY;
-		}
-	}
+	long pid = SYS(clone3, &args, sizeof args);
+	if (pid != 0 && m.astray)
+		enter_pidns(m.self);
 	return pid;
 }
 

@@ -248,6 +248,10 @@ static void exec(const struct request *r)
 
 static void reopen(const struct request *r)
 {
+	if (m.state == STATE_EMPTY) {
+		answer_failed(r->conn, r->p->id, WHERE_STATE, ESRCH, 0);
+		return;
+	}
 	log_flush();
 	shut(&m.log);
 	m.log = take_fd(r, 0);

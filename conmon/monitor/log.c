@@ -70,8 +70,12 @@ void log_flush(void)
 
 static void copy(u8 *to, const u8 *from, u32 length)
 {
-	for (s64 left = length; left > 0; left -= CHUNK, to += CHUNK, from += CHUNK)
-		__builtin_memcpy(to, from, CHUNK);
+	u8 chunk[CHUNK];
+
+	for (s64 left = length; left > 0; left -= CHUNK, to += CHUNK, from += CHUNK) {
+		__builtin_memcpy(chunk, from, CHUNK);
+		__builtin_memcpy(to, chunk, CHUNK);
+	}
 }
 
 static void emit(u8 tag, const u8 *text, u32 length)
@@ -122,8 +126,8 @@ static void take(u32 index, u32 n)
 		line = from = stop + 1;
 	}
 	s->held = (u32)(end - line);
-	if (s->held && line != in[index])
-		__builtin_memmove(in[index], line, s->held);
+	if (line != in[index])	/* down, so that overlapping does no harm */
+		copy(in[index], line, s->held);
 }
 
 void stream_end(u32 index)

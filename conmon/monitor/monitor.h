@@ -57,6 +57,7 @@ struct monitor {
 	u32 uid, pid;
 	u8 state;
 	bool terminal, ending, recorded, told;
+	bool astray;		/* children would be born in a PID namespace that is not ours */
 	u32 conns, execs;
 	u32 children;		/* how much of child[] was ever used */
 	s32 exit_dir, oom, stdin;

@@ -1,0 +1,151 @@
+/*
+ * Fuzz target of all that reads what others wrote: packets, launch programs,
+ * the OOM counter and the workload's output. The log is also compared with
+ * what went in. With -DPLAIN it makes its own inputs and needs no libFuzzer.
+ */
+#include "monitor.h"
+
+/* Of libc only this: its headers do not go together with sys.h. */
+void *malloc(size_t);
+void *realloc(void *, size_t);
+void free(void *);
+_Noreturn void abort(void);
+int puts(const char *);
+void *memcpy(void *, const void *, size_t);
+void *memset(void *, int, size_t);
+void *memchr(const void *, int, size_t);
+int memcmp(const void *, const void *, size_t);
+size_t strlen(const char *);
+int memfd_create(const char *, unsigned);
+
+static void require(bool holds, const char *what)
+{
+	if (holds)
+		return;
+	puts(what);
+	abort();
+}
+
+/* A log line's head, checked; the content's start. */
+static const char *line_head(const char *line, const char *end, const char *stream, char *tag)
+{
+	const char *form = "dddd-dd-ddTdd:dd:dd.dddddddddZ ";
+	size_t n = strlen(form);
+
+	require(end - line > LINE_HEAD, "a line has a head");
+	for (size_t i = 0; i < n; i++)
+		require(form[i] == 'd' ? line[i] >= '0' && line[i] <= '9' : line[i] == form[i], "time stamp");
+	require(!memcmp(line + n, stream, 6), "stream");
+	*tag = line[n + 7];
+	require((*tag == 'P' || *tag == 'F') && line[n + 6] == ' ' && line[n + 8] == ' ', "tag");
+	return line + LINE_HEAD;
+}
+
+/* Puts the content of a log back together. */
+static size_t content(const char *log, size_t length, const char *stream, char *to)
+{
+	size_t n = 0;
+
+	for (const char *line = log; line < log + length;) {
+		const char *end = memchr(line, '\n', (size_t)(log + length - line));
+		char tag;
+		require(end != NULL, "the log ends with a newline");
+		const char *text = line_head(line, end + 1, stream, &tag);
+		u32 size = (u32)(end - text);
+		require(tag == 'P' ? size == m.line_bytes : size <= m.line_bytes, "size of a piece");
+		memcpy(to + n, text, size);
+		n += size;
+		if (tag == 'F')
+			to[n++] = '\n';
+		line = end + 1;
+	}
+	return n;
+}
+
+static void log_target(const u8 *data, size_t length)
+{
+	u32 index, at = 0;
+
+	if (length < 4)
+		return;
+	memset(&m, 0, sizeof m);
+	index = data[0] & 1;
+	m.line_bytes = 1 + (u32)(data[1] | data[2] << 8);
+	m.epoll = m.stream[0].fd = m.stream[1].fd = -1;
+	m.log = memfd_create("log", 0);
+	const u8 *text = data + 4;
+	u32 size = (u32)length - 4, step = data[3] ? data[3] * 97u : 1;
+	while (at < size) {
+		u32 n = size - at < step ? size - at : step;
+		stream_line(index, text + at, n);
+		at += n;
+	}
+	stream_end(index);
+	log_flush();
+	long total = SYS(lseek, m.log, 0, SEEK_END);
+	require(total >= 0, "a log");
+	char *log = malloc((size_t)total + 1), *back = malloc((size_t)total + 1);
+	require(SYS(pread64, m.log, log, total, 0) == total && m.log_bytes == (u64)total, "log_bytes");
+	size_t n = content(log, (size_t)total, index ? "stderr" : "stdout", back);
+	if (size && text[size - 1] != '\n')
+		require(n-- == size + 1u, "an unfinished line is finished");
+	require(n == size && !memcmp(back, text, size), "the log holds what was written");
+	free(log);
+	free(back);
+	shut(&m.log);
+}
+
+int LLVMFuzzerTestOneInput(const u8 *data, size_t length);
+int LLVMFuzzerTestOneInput(const u8 *data, size_t length)
+{
+	if (length < 2 || length > READ_MAX)
+		return 0;
+	u8 mode = data[0], more = data[1];
+	u8 *copy = malloc(length - 2 + 1);	/* so that reading too far is seen */
+	memcpy(copy, data + 2, length - 2);
+	u8 *exact = realloc(copy, length - 2 ? length - 2 : 1);
+	length -= 2;
+	switch (mode % 4) {
+	case 0:
+		packet_check(exact, (u32)length, more);
+		break;
+	case 1:
+		program_check(exact, length, more % (SLOTS - SLOT_FILES + 1), mode & 4);
+		break;
+	case 2:
+		oom_kills(exact, (u32)length);
+		break;
+	case 3:
+		log_target(exact, length);
+		break;
+	}
+	free(exact);
+	return 0;
+}
+
+#ifdef PLAIN
+
+static u32 next(u64 *state)
+{
+	*state = *state * 6364136223846793005ul + 1442695040888963407ul;
+	return (u32)(*state >> 33);
+}
+
+int main(void)
+{
+	static u8 input[READ_MAX];
+	u64 state = 1;
+
+	for (u32 i = 0; i < 4000; i++) {
+		u32 length = next(&state) % (i % 8 ? 600 : READ_MAX), newlines = 1 + next(&state) % 200;
+		for (u32 k = 0; k < length; k++)
+			input[k] = next(&state) % newlines ? (u8)next(&state) : '\n';
+		if (i % 2)
+			input[0] = 3;
+		LLVMFuzzerTestOneInput(input, length);
+	}
+	puts("ok");
+	return 0;
+}
+
+#endif
