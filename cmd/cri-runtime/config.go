@@ -63,6 +63,8 @@ func (d *duration) UnmarshalText(text []byte) error {
 }
 
 // MarshalText implements encoding.TextMarshaler.
+//
+//nolint:unparam // the interface has the error
 func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // effective returns what holds after all files and flags, by the keys of the file.

@@ -15,9 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/imageservice"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/sandbox"
+	"github.com/cri-runtime/cri-runtime/server"
 )
+
+// umask makes modes mean what the code says, whoever starts this process.
+// What is private is made 0700 or 0600; a tighter umask would close the
+// containers' own root directories and mount points to their users.
+const umask = 0o022
 
 func serveCommand() *cobra.Command {
 	var file string
@@ -104,7 +111,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return fmt.Errorf("set up the log: %w", err)
 	}
 	defer klog.Flush()
-	unix.Umask(0o077)
+	unix.Umask(umask)
 	for _, dir := range []string{c.Root, c.State} {
 		lock, lockErr := lockDir(dir)
 		if lockErr != nil {
@@ -112,26 +119,61 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		}
 		defer func() { err = errors.Join(err, lock.Close()) }()
 	}
-	pods, err := network.Open(network.Config{
+	pods, err := network.Open(network.Config{ //nolint:contextcheck // its watch ends with Close, after the last request
 		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: filepath.Join(c.Root, "cni"),
 	})
 	if err != nil {
-		return fmt.Errorf("open network: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, pods.Close()) }()
+	driver := c.cgroupDriver("/run/systemd/system")
 	store, err := sandbox.Open(ctx, sandbox.Config{
-		Root: c.Root, State: c.State,
-		CgroupDriver: c.cgroupDriver("/run/systemd/system"), CgroupParent: c.CgroupParent,
-		LogLineBytes: c.Log.LineBytes,
+		Root: c.Root, State: c.State, CgroupDriver: driver, CgroupParent: c.CgroupParent, LogLineBytes: c.Log.LineBytes,
 	}, pods)
 	if err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	defer func() { err = errors.Join(err, store.Close()) }() //nolint:contextcheck // ctx has ended when it is called
+	images, err := imageservice.Open(imageservice.Config{
+		Root: filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
+		MaxParallelLayers: c.Image.MaxParallelLayers, NoProgressTimeout: c.Image.NoProgressTimeout.Duration,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	effective, err := c.effective()
+	if err != nil {
+		return err
+	}
+	cri, err := server.New(server.Config{
+		Runtime: store, Images: images,
+		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
+		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective,
+	})
+	if err != nil {
+		return err
+	}
+	images.Collect()
+	return serveOn(ctx, c, cri)
+}
+
+// serveOn answers requests on the CRI socket until ctx ends.
+func serveOn(ctx context.Context, c *config, cri *server.Server) error {
+	socket, err := c.socket()
+	if err != nil {
+		return err
+	}
+	listener, err := server.Listen(ctx, socket)
+	if err != nil {
+		return err
+	}
+	klog.InfoS("Serving", "socket", socket, "root", c.Root, "state", c.State, "version", buildVersion())
 	notify(daemon.SdNotifyReady)
-	<-ctx.Done()
-	notify(daemon.SdNotifyStopping)
-	return nil
+	context.AfterFunc(ctx, func() { notify(daemon.SdNotifyStopping) })
+	err = cri.Serve(ctx, listener)
+	klog.InfoS("Stopped serving; containers go on", "socket", socket)
+	return err
 }
 
 // notify tells the service supervisor, if there is one.

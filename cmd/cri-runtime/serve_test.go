@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// asDaemon makes the test's binary behave as cri-runtime.
+const asDaemon = "CRI_RUNTIME_TEST_AS_DAEMON"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asDaemon) != "" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// daemonProcess is a cri-runtime serve with directories of its own.
+type daemonProcess struct {
+	cmd    *exec.Cmd
+	output bytes.Buffer
+	notes  *net.UnixConn // what it tells systemd
+	socket string
+}
+
+func startDaemon(t *testing.T, dir string, args ...string) *daemonProcess {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	notify := filepath.Join(t.TempDir(), "notify")
+	p := &daemonProcess{socket: filepath.Join(dir, "cri.sock")}
+	p.notes, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.notes.Close() })
+	p.cmd = exec.CommandContext(context.Background(), program, append([]string{
+		"serve", "--config", os.DevNull, "--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state"),
+		"--listen", "unix://" + p.socket, "--cni-conf-dir", filepath.Join(dir, "net.d"), "--cni-bin-dir", filepath.Join(dir, "cni"),
+		"--cgroup-driver", "cgroupfs",
+	}, args...)...)
+	p.cmd.Env = append(os.Environ(), asDaemon+"=1", "NOTIFY_SOCKET="+notify)
+	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
+	if err = p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if p.cmd.ProcessState == nil {
+			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Wait()
+		}
+	})
+	return p
+}
+
+// note waits for a notification that contains text.
+func (p *daemonProcess) note(t *testing.T, text string) {
+	t.Helper()
+	if err := p.notes.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 256)
+	n, err := p.notes.Read(got)
+	if err != nil || !strings.Contains(string(got[:n]), text) {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+		t.Fatalf("waiting for %s: got %q, %v; output:\n%s", text, got[:n], err, &p.output)
+	}
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startDaemon(t, dir)
+	p.note(t, "READY=1")
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", p.socket)
+	if err != nil {
+		t.Fatalf("after READY=1: %v", err)
+	}
+	conn.Close()
+	for _, name := range []string{"root", "state"} {
+		if at, statErr := os.Stat(filepath.Join(dir, name)); statErr != nil || at.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v, want mode 0700", name, at.Mode(), statErr)
+		}
+	}
+
+	second := startDaemon(t, dir, "--state", filepath.Join(dir, "other"), "--listen", "unix://"+filepath.Join(dir, "other.sock"))
+	var exit *exec.ExitError
+	if err = second.cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(second.output.String(), errInUse.Error()) {
+		t.Errorf("a second daemon on the same root: %v, output %q", err, &second.output)
+	}
+
+	if err = p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.note(t, "STOPPING=1")
+	if err = p.cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v; output:\n%s", err, &p.output)
+	}
+	if _, err = os.Lstat(p.socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// Killed and started again, the daemon takes its directories and its socket back.
+func TestServeAfterKill(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startDaemon(t, dir)
+	p.note(t, "READY=1")
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.cmd.Wait()
+	p = startDaemon(t, dir)
+	p.note(t, "READY=1")
+	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("after SIGINT: %v; output:\n%s", err, &p.output)
+	}
+}
