@@ -78,8 +78,7 @@ type place struct{ rule, condition, step int16 }
 type arguments struct {
 	*program
 	rules    []rule
-	otherway uint32 // the action when no rule matches
-	wide     bool
+	otherway uint32   // the action when no rule matches
 	later    []uint16 // by rule: the words that it and those behind it test
 	done     map[situation]label
 	learning bool
@@ -96,8 +95,8 @@ type situation struct {
 // What the tests have shown is followed along every path, which makes short
 // programs of the usual rules but could make very long ones of unusual rules:
 // then the tests are written out one after the other.
-func (p *program) verdictCode(v verdict, otherway uint32, wide bool) label {
-	a := arguments{program: p, rules: v.rules, otherway: otherway, wide: wide}
+func (p *program) verdictCode(v verdict, otherway uint32) label {
+	a := arguments{program: p, rules: v.rules, otherway: otherway}
 	a.later = make([]uint16, len(v.rules)+1)
 	count := 0
 	for i := len(v.rules) - 1; i >= 0; i-- {
@@ -107,17 +106,29 @@ func (p *program) verdictCode(v verdict, otherway uint32, wide bool) label {
 			count++
 		}
 	}
+	// The shorter of the two is kept; they are told apart by their lengths.
 	mark, returns := len(p.code), append([]returnLabel(nil), p.returns...)
-	a.learning, a.budget = true, 16+6*count
-	a.done = make(map[situation]label, count)
-	if at := a.code(place{}, nothingKnown()); a.budget > 0 {
+	write := func(learning bool, budget int) (label, int) {
+		p.code, p.returns = p.code[:mark], append(p.returns[:0], returns...)
+		clear(p.stones)
+		a.done = make(map[situation]label, count)
+		a.learning, a.budget = learning, budget
+		at := a.code(place{}, nothingKnown())
+		if a.budget <= 0 {
+			return at, maxAssembled
+		}
+		return at, len(p.code) - mark
+	}
+	if len(v.rules) == 1 {
+		at, _ := write(false, maxAssembled)
 		return at
 	}
-	p.code, p.returns = p.code[:mark], returns
-	clear(p.stones)
-	clear(a.done)
-	a.learning, a.budget = false, maxAssembled
-	return a.code(place{}, nothingKnown())
+	_, plain := write(false, maxAssembled)
+	if at, learned := write(true, min(16+6*count, plain+1)); learned <= plain {
+		return at
+	}
+	at, _ := write(false, maxAssembled)
+	return at
 }
 
 // code returns the label of what is to be done at a place.
@@ -148,28 +159,32 @@ func (a *arguments) code(at place, known knowledge) label {
 	}
 	yes := a.code(a.next(at, true), known.learn(t, true))
 	no := a.code(a.next(at, false), known.learn(t, false))
-	here := a.branch(t.code, t.k, yes, no)
-	if here != yes || here != no {
+	here := yes
+	if yes != no {
+		here = a.branch(t.code, t.k, yes, no)
 		if t.mask != ^uint32(0) {
 			here = a.then(opAnd, t.mask, here)
 		}
-		if known.accumulator != t.word {
-			here = a.then(opLoad, dataArgs+4*uint32(t.word), here)
-		}
-		a.budget--
 	}
+	// What follows may rely on the word even if the test itself is void.
+	if known.accumulator != t.word && a.program.code[here-1].code != opRet {
+		here = a.then(opLoad, dataArgs+4*uint32(t.word), here)
+	}
+	a.budget--
 	a.done[key] = here
 	return here
 }
 
 // forget drops what no later test can use, so that paths meet again.
 func (a *arguments) forget(known *knowledge, at place, t test) {
-	if !a.learning {
-		*known = nothingKnown()
-		return
-	}
 	if known.accumulator != t.word {
 		known.accumulator = -1
+	}
+	if !a.learning {
+		accumulator := known.accumulator
+		*known = nothingKnown()
+		known.accumulator = accumulator
+		return
 	}
 	for w := range known.spans {
 		if a.later[at.rule]>>w&1 == 0 {
@@ -181,7 +196,7 @@ func (a *arguments) forget(known *knowledge, at place, t test) {
 // test gives the step-th test of a condition.
 //
 // A 64-bit equality is two tests (high, low), an order three (high greater,
-// high equal, low); on 32-bit ABIs only the last of them remains.
+// high equal, low); of a comparison of the low word only the last remains.
 func (a *arguments) test(c condition, step int16) test {
 	t := test{word: int8(2 * c.arg), code: opJEQ, mask: uint32(c.mask), k: uint32(c.value)}
 	last := int16(1)
@@ -193,7 +208,7 @@ func (a *arguments) test(c condition, step int16) test {
 		t.code, last, order = opJGE, 2, true
 	case opEqual, opNotEqual, opMasked:
 	}
-	if !a.wide || step == last {
+	if c.low || step == last {
 		return t
 	}
 	t.word++
@@ -208,7 +223,7 @@ func (a *arguments) test(c condition, step int16) test {
 func (a *arguments) next(at place, result bool) place {
 	c := a.rules[at.rule].conditions[at.condition]
 	order := c.op.rank() != opEqual.rank()
-	if a.wide {
+	if !c.low {
 		switch {
 		case !order && at.step == 0 && result:
 			return place{at.rule, at.condition, 1}

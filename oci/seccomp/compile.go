@@ -38,11 +38,12 @@ func (f *Filter) Len() int { return len(f.Instructions) / 8 }
 // the architecture, otherwise they kill the thread. Other architectures of the
 // profile cannot occur and are ignored.
 func Compile(profile *specs.LinuxSeccomp, arch string) (*Filter, error) {
-	return compile(profile, arch, options{newer: true})
+	return compile(profile, arch, options{newer: true, ints: true})
 }
 
 type options struct {
 	newer bool // ENOSYS for calls newer than the profile
+	ints  bool // compare int arguments as ints
 }
 
 // compiler is the state of one compilation.
@@ -52,7 +53,6 @@ type compiler struct {
 	groups   []group
 	actions  []uint32 // by class
 	verdicts []verdict
-	wide     []bool           // by verdict
 	interned map[string]class // verdicts by content
 	targets  map[class]label
 }
@@ -69,8 +69,7 @@ func compile(profile *specs.LinuxSeccomp, arch string, o options) (*Filter, erro
 	if profile == nil {
 		return nil, fmt.Errorf("%w: no profile", ErrInvalid)
 	}
-	extra, err := architectures(profile.Architectures)
-	if err != nil {
+	if err := checkArchitectures(profile.Architectures); err != nil {
 		return nil, err
 	}
 	flags, err := filterFlags(profile.Flags)
@@ -84,14 +83,17 @@ func compile(profile *specs.LinuxSeccomp, arch string, o options) (*Filter, erro
 	}
 	switch arch {
 	case "amd64":
-		err = c.amd64(extra)
+		err = c.amd64(profile.Architectures)
 	case "arm64":
-		err = c.arm64(extra)
+		err = c.arm64(profile.Architectures)
 	default:
 		return nil, fmt.Errorf("%w: no system call table for architecture %q", ErrUnsupported, arch)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !c.full {
+		c.prune()
 	}
 	if c.full || len(c.code) > MaxInstructions {
 		return nil, fmt.Errorf("%w: the program has %d instructions or more, the kernel takes %d: use fewer argument rules or architectures",
@@ -241,14 +243,14 @@ func (c *compiler) target(k class) label {
 	if l, ok := c.targets[k]; ok {
 		return c.near(l)
 	}
-	l := c.verdictCode(c.verdicts[k-firstVerdict], c.actions[classDefault], c.wide[k-firstVerdict])
+	l := c.verdictCode(c.verdicts[k-firstVerdict], c.actions[classDefault])
 	c.targets[k] = l
 	return c.near(l)
 }
 
 // section decides what is done with each call of an ABI.
 func (c *compiler) section(a abi) (stretches, error) {
-	var slots [slotCount]class
+	var slots [slotCount]slotRules
 	verdicts, newest, err := c.collect(a, &slots)
 	if err != nil {
 		return nil, err
@@ -260,10 +262,11 @@ func (c *compiler) section(a abi) (stretches, error) {
 	}
 	s := make(stretches, 0, 256)
 	for i := range limit {
-		k := classDefault
+		k := slots[i].always
 		switch {
-		case slots[i] != 0:
-			k = c.intern(verdicts[slots[i]-1], a.words64())
+		case k != classDefault:
+		case slots[i].verdict != 0:
+			k = c.intern(verdicts[slots[i].verdict-1])
 		case int(i) > newest && newest >= 0 && (i < special || i > last):
 			k = classNewer
 		}
@@ -272,80 +275,98 @@ func (c *compiler) section(a abi) (stretches, error) {
 	return s, nil
 }
 
-// collect gathers the rules of every call of an ABI: slots gets indexes into
-// verdicts, plus one. newest is the newest call that the profile names, not
-// counting the ABI's special ones, or -1.
-func (c *compiler) collect(a abi, slots *[slotCount]class) (verdicts []verdict, newest int, err error) {
+// slotRules is what the profile says of one call: a class for all its
+// arguments, or else an index into the verdicts plus one, or nothing.
+type slotRules struct {
+	always  class
+	verdict int32
+}
+
+// collect gathers the rules of every call of an ABI. newest is the newest call
+// that the profile names, not counting the ABI's special ones, or -1.
+func (c *compiler) collect(a abi, slots *[slotCount]slotRules) (verdicts []verdict, newest int, err error) {
 	special, last := a.special()
 	newest = -1
-	verdicts = make([]verdict, 0, 512)
 	put := func(slot uint32, r rule) error {
 		if slot < special || slot > last {
 			newest = max(newest, int(slot))
 		}
-		if r.action == c.actions[classDefault] {
+		s := &slots[slot]
+		switch {
+		case r.action == c.actions[classDefault] || s.always != classDefault:
 			return nil
-		}
-		if slots[slot] == 0 {
+		case len(r.conditions) == 0:
+			s.always = c.action(r.action)
+			return nil
+		case s.verdict == 0:
 			verdicts = append(verdicts, verdict{})
-			slots[slot] = class(len(verdicts))
+			s.verdict = int32(len(verdicts))
 		}
-		return verdicts[slots[slot]-1].add(r)
+		return verdicts[s.verdict-1].add(r)
 	}
 	for gi := range c.groups {
 		g := &c.groups[gi]
-		own := [][]condition{nil}
-		if g.alternatives != nil {
-			own = make([][]condition, len(g.alternatives))
-			for i := range own {
-				own[i] = narrow(g.alternatives[i], a)
-			}
-		}
 		for _, row := range g.rows {
-			for i := range own {
-				if err := c.rules(a, int(row), rule{own[i], g.action}, put); err != nil {
-					return nil, 0, fmt.Errorf("syscalls[%d], %s: %w", gi, tableName(int(row)), err)
-				}
+			if err := c.rules(a, int(row), g, put); err != nil {
+				return nil, 0, fmt.Errorf("syscalls[%d], %s: %w", gi, tableName(int(row)), err)
 			}
 		}
 	}
 	return verdicts, newest, nil
 }
 
-// rules gives put the calls that a rule for a row of the table is about.
-func (c *compiler) rules(a abi, row int, r rule, put func(uint32, rule) error) error {
+// action gives the class of an action.
+func (c *compiler) action(value uint32) class {
+	i := slices.Index(c.actions, value)
+	if i < 0 {
+		i = len(c.actions)
+		c.actions = append(c.actions, value)
+	}
+	return class(i)
+}
+
+// rules gives put the rules of a group for a row of the table.
+func (c *compiler) rules(a abi, row int, g *group, put func(uint32, rule) error) error {
+	own, there := a.slot(row)
+	shared, number, also := uint32(0), uint64(0), false
 	if a == abiI386 {
-		if slot, number, ok := multiplexed(tableName(row)); ok {
-			if err := put(slot, rule{operation(r.conditions, number), r.action}); err != nil {
+		shared, number, also = multiplexed(row)
+	}
+	sets := g.alternatives
+	if sets == nil {
+		sets = [][]condition{nil}
+	}
+	var ints uint8
+	if c.ints && g.alternatives != nil {
+		ints = intArguments(tableName(row))
+	}
+	for _, set := range sets {
+		set = narrow(set, a, ints)
+		if also {
+			if err := put(shared, rule{operation(set, number), g.action}); err != nil {
 				return err
 			}
 		}
-	}
-	if slot, ok := a.slot(row); ok {
-		return put(slot, r)
+		if there {
+			if err := put(own, rule{set, g.action}); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
 // intern gives the class of a verdict; equal verdicts share one.
-func (c *compiler) intern(v verdict, wide bool) class {
-	if v.unconditional() {
-		i := slices.Index(c.actions, v.rules[0].action)
-		if i < 0 {
-			i = len(c.actions)
-			c.actions = append(c.actions, v.rules[0].action)
-		}
-		return class(i)
-	}
-	key := []byte{0}
-	if wide {
-		key[0] = 1
-	}
+func (c *compiler) intern(v verdict) class {
+	var key []byte
 	for _, r := range v.rules {
 		key = binary.LittleEndian.AppendUint32(key, r.action)
 		key = append(key, byte(len(r.conditions)))
 		for _, t := range r.conditions {
 			key = append(key, t.arg, byte(t.op))
+			if t.low {
+				key[len(key)-1] |= 0x80
+			}
 			key = binary.LittleEndian.AppendUint64(key, t.mask)
 			key = binary.LittleEndian.AppendUint64(key, t.value)
 		}
@@ -355,7 +376,6 @@ func (c *compiler) intern(v verdict, wide bool) class {
 	}
 	k := firstVerdict + class(len(c.verdicts))
 	c.verdicts = append(c.verdicts, v)
-	c.wide = append(c.wide, wide)
 	c.interned[string(key)] = k
 	return k
 }

@@ -24,10 +24,15 @@
 //     on argument 0 is therefore lost;
 //   - a call from any other architecture kills the thread.
 //
-// One thing differs on purpose, as it does in runc: under a default action of
-// SCMP_ACT_ERRNO, a call newer than every call that the profile names returns
-// ENOSYS, because C libraries fall back to older calls on ENOSYS but give up
-// on EPERM.
+// Two things differ on purpose:
+//
+//   - as with runc, under a default action of SCMP_ACT_ERRNO a call newer than
+//     every call that the profile names returns ENOSYS, because C libraries
+//     fall back to older calls on ENOSYS but give up on EPERM;
+//   - arguments that the kernel reads as 32-bit values (the family of socket,
+//     the request of ioctl, see intArguments) are compared as such on 64-bit
+//     architectures too. Otherwise a caller who sets a bit above gets past a
+//     rule such as the default profile's for AF_ALG and AF_VSOCK.
 //
 // Invariant: every program leaves this package with at most MaxInstructions
 // instructions, only forward jumps and a return at the end of every path.

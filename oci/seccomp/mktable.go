@@ -162,6 +162,7 @@ func render(set map[string]bool, tables []numbers) []byte {
 			}
 			nrs = binary.LittleEndian.AppendUint16(nrs, uint16(nr))
 		}
+		nrs = binary.LittleEndian.AppendUint16(nrs, operation(n))
 	}
 	offsets = binary.LittleEndian.AppendUint16(offsets, uint16(text.Len()))
 	var out bytes.Buffer
@@ -177,6 +178,24 @@ func render(set map[string]bool, tables []numbers) []byte {
 		log.Fatal(err)
 	}
 	return src
+}
+
+// operation is the number of a call as an operation of i386's socketcall, or of
+// its ipc plus 0x100, or 0xffff.
+func operation(name string) uint16 {
+	socketcall := strings.Fields("- socket bind connect listen accept getsockname getpeername socketpair send recv " +
+		"sendto recvfrom shutdown setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg")
+	if i := slices.Index(socketcall, name); i > 0 {
+		return uint16(i)
+	}
+	ipc := map[string]uint16{
+		"semop": 1, "semget": 2, "semctl": 3, "semtimedop": 4, "msgsnd": 11, "msgrcv": 12,
+		"msgget": 13, "msgctl": 14, "shmat": 21, "shmdt": 22, "shmget": 23, "shmctl": 24,
+	}
+	if n, ok := ipc[name]; ok {
+		return 0x100 + n
+	}
+	return 0xffff
 }
 
 func constant(out *bytes.Buffer, name, value string, binary bool) {

@@ -99,7 +99,7 @@ func jsonError(err error) string {
 
 // check finds the errors that Compile would find.
 func check(p *specs.LinuxSeccomp) error {
-	if _, err := architectures(p.Architectures); err != nil {
+	if err := checkArchitectures(p.Architectures); err != nil {
 		return err
 	}
 	if _, err := filterFlags(p.Flags); err != nil {

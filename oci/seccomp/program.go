@@ -128,3 +128,49 @@ func (p *program) bytes() []byte {
 	}
 	return out
 }
+
+// prune takes out what no path reaches: returns and stepping stones for which
+// a nearer copy was made.
+func (p *program) prune() {
+	n := len(p.code)
+	reached := make([]bool, n)
+	reached[n-1] = true
+	for at := n - 1; at >= 0; at-- {
+		if !reached[at] {
+			continue
+		}
+		switch i := p.code[at]; i.code {
+		case opRet:
+		case opJump:
+			reached[at-1-int(i.k)] = true
+		case opLoad, opAnd:
+			reached[at-1] = true
+		default:
+			reached[at-1-int(i.jt)] = true
+			reached[at-1-int(i.jf)] = true
+		}
+	}
+	kept := make([]int, n) // how many are kept before each
+	for at := 1; at < n; at++ {
+		kept[at] = kept[at-1]
+		if reached[at-1] {
+			kept[at]++
+		}
+	}
+	out := p.code[:0]
+	for at, i := range p.code {
+		if !reached[at] {
+			continue
+		}
+		shorter := func(distance int) int { return kept[at] - 1 - kept[at-1-distance] }
+		switch i.code {
+		case opRet, opLoad, opAnd:
+		case opJump:
+			i.k = uint32(shorter(int(i.k)))
+		default:
+			i.jt, i.jf = uint8(shorter(int(i.jt))), uint8(shorter(int(i.jf)))
+		}
+		out = append(out, i)
+	}
+	p.code = out
+}

@@ -37,6 +37,7 @@ func (o operator) rank() int {
 type condition struct {
 	arg         uint8
 	op          operator
+	low         bool // compare the low 32 bits only
 	mask, value uint64
 }
 
@@ -54,23 +55,14 @@ type group struct {
 	alternatives [][]condition // none: unconditional
 }
 
-// verdict is what happens to one system call: rules in order of precedence, of
-// which the first that matches decides. An unconditional rule stands alone.
+// verdict is what happens to a system call that has conditional rules only:
+// in order of precedence, of which the first that matches decides.
 type verdict struct {
 	rules []rule
 }
 
-func (v *verdict) unconditional() bool { return len(v.rules) == 1 && len(v.rules[0].conditions) == 0 }
-
 // add puts a rule in its place.
 func (v *verdict) add(r rule) error {
-	switch {
-	case v.unconditional():
-		return nil
-	case len(r.conditions) == 0:
-		v.rules = append(v.rules[:0], r)
-		return nil
-	}
 	at := len(v.rules)
 	kept := v.rules[:0]
 	for _, x := range v.rules {
@@ -130,12 +122,17 @@ func precedence(a, b condition) int {
 	return -1
 }
 
-// narrow gives the conditions as the ABI compares them, without those that
-// always hold.
-func narrow(conditions []condition, a abi) []condition {
+// narrow gives the conditions as an ABI compares them, without those that
+// always hold. ints are the arguments, as bits, that the kernel itself reads as
+// 32-bit values.
+func narrow(conditions []condition, a abi, ints uint8) []condition {
+	if len(conditions) == 0 {
+		return nil
+	}
 	out := make([]condition, 0, len(conditions))
 	for _, c := range conditions {
-		if !a.words64() {
+		if !a.words64() || ints>>c.arg&1 != 0 {
+			c.low = true
 			c.mask &= 0xffffffff
 			c.value &= 0xffffffff
 		}
@@ -147,9 +144,27 @@ func narrow(conditions []condition, a abi) []condition {
 	return out
 }
 
+// intArguments are the arguments of a call, as bits, that are an int or an
+// unsigned int on every architecture and that profiles have reason to test.
+// The kernel drops their high halves, so a filter that compares them can be
+// got round by a caller who sets some bit there (CVE-2019-10063: TIOCSTI).
+func intArguments(name string) uint8 {
+	switch name {
+	case "socket", "socketpair", "setsockopt", "getsockopt":
+		return 0b000111
+	case "ioctl", "fcntl", "setns":
+		return 0b000011
+	case "personality", "prctl", "bpf", "keyctl", "seccomp", "arch_prctl":
+		return 0b000001
+	case "futex":
+		return 0b000010
+	}
+	return 0
+}
+
 // operation gives the conditions of a rule made for a multiplexed call.
 func operation(conditions []condition, number uint64) []condition {
-	out := []condition{{arg: 0, op: opEqual, mask: ^uint64(0), value: number}}
+	out := []condition{{arg: 0, op: opEqual, low: true, mask: 0xffffffff, value: number}}
 	for _, c := range conditions {
 		if c.arg != 0 {
 			out = append(out, c)

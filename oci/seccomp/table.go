@@ -22,6 +22,9 @@ const (
 	// ABI's base, and with arm's private calls behind all others.
 	slotPrivate = 0x400
 	slotCount   = slotPrivate + 0x10
+
+	// The column behind those of the ABIs holds i386's multiplexed operations.
+	tableColumns = int(abiCount) + 1
 )
 
 // words64 tells whether the ABI's arguments are compared as 64-bit values.
@@ -79,7 +82,7 @@ func lookup(name string) (int, bool) {
 
 // slot is the slot of the call in a row.
 func (a abi) slot(row int) (uint32, bool) {
-	nr := uint32(word16(tableNumbers, row*int(abiCount)+int(a)))
+	nr := uint32(word16(tableNumbers, row*tableColumns+int(a)))
 	switch {
 	case nr == 0xffff:
 		return 0, false
@@ -89,34 +92,21 @@ func (a abi) slot(row int) (uint32, bool) {
 	return nr, true
 }
 
-// i386 passes these calls as operations of socketcall and ipc too.
+// i386 has calls that do many others, told apart by their first argument.
 const (
 	i386Socketcall = 102
 	i386IPC        = 117
 )
 
-// multiplexed gives the i386 call and operation by which name is also made.
-func multiplexed(name string) (slot uint32, operation uint64, ok bool) {
-	socket := [...]string{
-		"socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
-		"sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg", "sendmmsg",
+// multiplexed gives the i386 call, and its operation, that also does the call
+// in a row.
+func multiplexed(row int) (slot uint32, operation uint64, ok bool) {
+	n := word16(tableNumbers, row*tableColumns+int(abiCount))
+	switch {
+	case n == 0xffff:
+		return 0, 0, false
+	case n >= 0x100:
+		return i386IPC, uint64(n - 0x100), true
 	}
-	for i := range socket {
-		if socket[i] == name {
-			return i386Socketcall, uint64(i + 1), true
-		}
-	}
-	ipc := [...]struct {
-		name      string
-		operation uint64
-	}{
-		{"semop", 1}, {"semget", 2}, {"semctl", 3}, {"semtimedop", 4}, {"msgsnd", 11}, {"msgrcv", 12},
-		{"msgget", 13}, {"msgctl", 14}, {"shmat", 21}, {"shmdt", 22}, {"shmget", 23}, {"shmctl", 24},
-	}
-	for i := range ipc {
-		if ipc[i].name == name {
-			return i386IPC, ipc[i].operation, true
-		}
-	}
-	return 0, 0, false
+	return i386Socketcall, uint64(n), true
 }

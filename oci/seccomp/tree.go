@@ -8,7 +8,6 @@ const (
 	classDefault class = iota
 	classNewer         // newer than the profile
 	classBad           // of another architecture
-	classFirstFree
 
 	classElsewhere class = -1 // as the other section of the architecture does it
 	firstVerdict   class = 1 << 16

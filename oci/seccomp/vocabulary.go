@@ -51,8 +51,8 @@ func withData(value uint32, errno *uint, limit uint) (uint32, error) {
 	return value | uint32(*errno), nil
 }
 
-// architectures checks the names of a profile's architectures.
-func architectures(archs []specs.Arch) ([]specs.Arch, error) {
+// checkArchitectures checks the names of a profile's architectures.
+func checkArchitectures(archs []specs.Arch) error {
 	for i, a := range archs {
 		switch a {
 		case specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchARM, specs.ArchAARCH64, specs.ArchMIPS, specs.ArchMIPS64,
@@ -60,10 +60,10 @@ func architectures(archs []specs.Arch) ([]specs.Arch, error) {
 			specs.ArchPPC64LE, specs.ArchS390, specs.ArchS390X, specs.ArchPARISC, specs.ArchPARISC64, specs.ArchRISCV64,
 			specs.ArchLOONGARCH64, specs.ArchM68K, specs.ArchSH, specs.ArchSHEB:
 		default:
-			return nil, fmt.Errorf("architectures[%d]: %w: %q is not an architecture", i, ErrInvalid, a)
+			return fmt.Errorf("architectures[%d]: %w: %q is not an architecture", i, ErrInvalid, a)
 		}
 	}
-	return archs, nil
+	return nil
 }
 
 // filterFlags gives the flags to load a filter with.
