@@ -37,12 +37,15 @@ func (m *mounter) devices(name string, mnt *specs.Mount) {
 			m.device(&list[over])
 		}
 	}
-	for _, d := range []string{"pts", "shm", "mqueue"} {
+	for _, d := range devDirectories() {
 		m.call("devices: make directory "+d, unix.SYS_MKDIRAT, slotArg(m.dev), m.str(d), flags(0o755, "0755"))
 	}
 	m.call("devices: set umask", unix.SYS_UMASK, flags(0o022, "022"))
 	m.attach(name, m.dev, "/dev")
 }
+
+// devDirectories are the mount points that every fresh /dev has.
+func devDirectories() []string { return []string{"pts", "shm", "mqueue"} }
 
 func lastDevice(list []specs.LinuxDevice, p string) int {
 	at := 0

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path"
@@ -147,6 +148,11 @@ func (m *mounter) setattr(name string, s int, o *mountOptions) {
 	if prop == 0 {
 		prop = unix.MS_PRIVATE
 	}
+	if !o.recursive { // there is nothing below
+		text := strings.Join(append(o.shown, propagationText(prop)), ",")
+		m.mountSetattr(name+": set attributes and propagation", s, false, [4]uint64{o.set | o.setAll, o.clear, prop}, text)
+		return
+	}
 	m.mountSetattr(name+": set propagation", s, o.propagation == 0 || o.propagateAll, [4]uint64{0, 0, prop}, propagationText(prop))
 	if o.set|o.clear != 0 {
 		m.mountSetattr(name+": set attributes", s, false, [4]uint64{o.set, o.clear}, strings.Join(o.shown, ","))
@@ -249,13 +255,16 @@ func (m *mounter) attach(name string, s int, to string) {
 // another mount of the list. All others were made on the root file system
 // before the launch.
 func (m *mounter) makeTarget(i int, name, to string) {
-	cover := ""
+	cover, over := "", -1
 	for j := range i {
 		if t := m.target(j); t != "/" && strings.HasPrefix(to, t+"/") && len(t) > len(cover) {
-			cover = t
+			cover, over = t, j
 		}
 	}
-	if cover == "" {
+	if over < 0 || m.spec.Mounts[over].Type == "sysfs" || m.spec.Mounts[over].Type == "proc" {
+		return
+	}
+	if m.dev >= 0 && cover == "/dev" && slices.Contains(devDirectories(), to[len("/dev/"):]) {
 		return
 	}
 	parts := strings.Split(to[len(cover)+1:], "/")
@@ -279,9 +288,7 @@ func (m *mounter) makeTarget(i int, name, to string) {
 func (m *mounter) filesystem(name string, mnt *specs.Mount, o mountOptions) int {
 	f, s := m.slot(), m.slot()
 	m.call(name+": open file system "+mnt.Type, unix.SYS_FSOPEN, m.str(mnt.Type), flags(unix.FSOPEN_CLOEXEC, "FSOPEN_CLOEXEC")).to(f)
-	if mnt.Source != "" && mnt.Source != mnt.Type {
-		m.config(name, f, "source", mnt.Source)
-	}
+	m.config(name, f, "source", cmp.Or(mnt.Source, mnt.Type))
 	for _, opt := range o.data {
 		key, value, isPair := strings.Cut(opt, "=")
 		if isPair {
