@@ -32,11 +32,7 @@ func (n *namespaces) create() error {
 		return nil
 	}
 	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the runtime ends a thread in such a state with its goroutine.
-		runtime.LockOSThread()
-		done <- n.unshare()
-	}()
+	go onOwnThread(func() { done <- n.unshare() })
 	return <-done
 }
 
@@ -144,16 +140,33 @@ func emptyMountNS(dir string) (*os.File, error) {
 		err error
 	}
 	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread has its own root
+	go onOwnThread(func() {
 		ns, err := unshareEmpty(dir)
 		done <- result{ns, err}
-	}()
+	})
 	r := <-done
 	if r.err != nil {
 		return nil, fmt.Errorf("make the empty mount namespace: %w", r.err)
 	}
 	return r.ns, nil
+}
+
+// onOwnThread runs f on a thread that ends with it. The first thread of a
+// process does not end: it would stay in f's namespaces, keep them alive and
+// show them as /proc/self, so another thread is taken instead of it.
+func onOwnThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f() // never unlocked: the runtime ends the thread with the goroutine
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onOwnThread(f)
+	}()
+	<-done
 }
 
 func unshareEmpty(dir string) (_ *os.File, err error) {

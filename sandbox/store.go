@@ -66,6 +66,8 @@ type Store struct {
 // Open reads the records below config.Root and connects to the monitors that
 // run. Cleaning up what was left half done goes on in the background.
 func Open(ctx context.Context, config Config, net Network) (_ *Store, err error) {
+	// What a configuration leaves out.
+	config.CgroupParent = cmp.Or(config.CgroupParent, map[string]string{"systemd": "cri-runtime.slice"}[config.CgroupDriver], "/cri-runtime")
 	s := &Store{
 		config: config, net: net,
 		sandboxes:  map[string]*Sandbox{},

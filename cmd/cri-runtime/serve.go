@@ -13,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/imageservice"
@@ -149,7 +150,9 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	cri, err := server.New(server.Config{
 		Runtime: store, Images: images,
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
-		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective,
+		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
+		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	})
 	if err != nil {
 		return err
