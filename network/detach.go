@@ -60,11 +60,22 @@ func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
 		return err
 	}
 	for _, d := range deletions {
-		if err := n.del(ctx, d.list, d.rt); err != nil {
+		if err := n.del(ctx, d.list, d.rt); err != nil && (att != nil || !n.delMended(ctx, d)) {
 			return err
 		}
 	}
 	return n.removeRecord(pod.ID)
+}
+
+// delMended runs DEL with the current configuration of the same network if it
+// has changed. An ADD that failed because of a wrong configuration has a DEL
+// that fails just so, and once the file is mended there must be a way out.
+func (n *Network) delMended(ctx context.Context, d deletion) bool {
+	list := n.refresh().list
+	if list == nil || list.Name != d.list.Name || string(list.Bytes) == string(d.list.Bytes) {
+		return false
+	}
+	return n.del(ctx, list, d.rt) == nil
 }
 
 // deletions returns what to delete by the best source there is.

@@ -146,8 +146,8 @@ func runOnce(ctx context.Context, path string, stdin []byte, env []string) (stdo
 	if errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success() {
 		err = nil
 	}
-	if err == nil {
-		err = out.err
+	if out.err != nil {
+		err = out.err // and not the broken pipe that the plugin died of
 	}
 	return out.data, errout.data, err
 }

@@ -3,7 +3,9 @@ package network
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -14,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // The tests run again in network and mount namespaces of their own, which
@@ -25,6 +28,11 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if !testing.Verbose() {
+		klog.LogToStderr(false)
+		klog.SetOutput(io.Discard)
+	}
 	switch {
 	case os.Getenv(helperEnv) != "":
 		os.Exit(attachForever(os.Getenv(helperEnv)))
@@ -83,6 +91,11 @@ func runInside() int {
 
 func makeHost() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	// The bridge's address is usable at once, not after a second of duplicate
+	// detection, in which ::1 would be the source of what the host sends.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0); err != nil {
 		return err
 	}
 	return LoopbackUp()
