@@ -105,18 +105,30 @@ func (d *demo) startRegistry(ctx context.Context) (string, error) {
 	if d.registry, err = localregistry.Start(ctx, localregistry.Options{}); err != nil {
 		return "", err
 	}
-	catalog, err := images.Catalog(ctx)
+	image, err := webImage(ctx)
 	if err != nil {
 		return "", err
 	}
-	for _, named := range catalog {
-		if named.Repository != "cri-runtime/web" {
-			continue
-		}
-		d.image = &runtimeapi.ImageSpec{Image: fmt.Sprintf("%s/%s:%s", d.registry.Address, named.Repository, named.Tag)}
-		return d.image.Image, d.registry.Push(ctx, named)
+	d.image = &runtimeapi.ImageSpec{Image: fmt.Sprintf("%s/%s:%s", d.registry.Address, image.Repository, image.Tag)}
+	return d.image.Image, d.registry.Push(ctx, image)
+}
+
+// webImage is Debian's busybox in one layer and a web page in another.
+func webImage(ctx context.Context) (images.Named, error) {
+	base, err := images.BusyboxLayer(ctx)
+	if err != nil {
+		return images.Named{}, err
 	}
-	return "", fmt.Errorf("image cri-runtime/web: %w", os.ErrNotExist)
+	page := images.Layer{Compression: images.Zstd, Entries: []images.Entry{
+		images.Dir("www/", 0o755), images.File("www/index.html", "It works.\n", 0o644),
+	}}
+	// A first process gets no signal that it does not catch.
+	config := images.Config{
+		Env: []string{images.DefaultPath},
+		Cmd: []string{"sh", "-c", `trap 'kill $server; exit 0' TERM; httpd -f -p 8080 -h /www & server=$!; wait $server`},
+	}
+	artifact, err := images.Spec{Layers: []images.Layer{base, page}, Config: config}.Build()
+	return images.Named{Repository: "demo/web", Tag: "v1", Artifact: artifact}, err
 }
 
 func (d *demo) startDaemon(ctx context.Context) (string, error) {
@@ -164,7 +176,9 @@ func (d *demo) runPod(ctx context.Context) (string, error) {
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "demo", Namespace: "default", Uid: "demo"},
 		Hostname:     "demo",
 		LogDirectory: filepath.Join(d.node.Dir, "logs"),
-		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: d.node.Parent + "/demo"},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: ownPIDs()},
+		},
 	}
 	var err error
 	if d.pod, err = d.node.CRI.RunPodSandbox(ctx, d.config, ""); err != nil {
@@ -178,13 +192,18 @@ func (d *demo) runPod(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%.12s, address %s by CNI", d.pod, d.ip), nil
 }
 
+// ownPIDs is the kubelet's default: each container has a PID namespace.
+func ownPIDs() *runtimeapi.NamespaceOption {
+	return &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+}
+
 func (d *demo) container(ctx context.Context, name string, command ...string) (string, error) {
 	id, err := d.node.CRI.CreateContainer(ctx, d.pod, &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name},
 		Image:    d.image,
 		Command:  command,
 		LogPath:  name + ".log",
-		Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{}},
+		Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: ownPIDs()}},
 	}, d.config)
 	if err != nil {
 		return "", err
@@ -229,7 +248,7 @@ func get(ctx context.Context, url string) (string, error) {
 }
 
 func (d *demo) exec(ctx context.Context) (string, error) {
-	out, _, err := d.node.CRI.ExecSync(ctx, d.web, []string{"sh", "-c", "echo $(hostname): $(ps | wc -l) lines of ps, root is $(stat -f -c %T /)"}, execTimeout)
+	out, _, err := d.node.CRI.ExecSync(ctx, d.web, []string{"sh", "-c", "echo $(hostname), user $(id -un), process 1 is $(cat /proc/1/comm), $(ls /proc/self/fd | wc -l) descriptors"}, execTimeout)
 	return strings.TrimSpace(string(out)), err
 }
 
