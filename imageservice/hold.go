@@ -43,7 +43,7 @@ func (s *Store) Release(imageID, user string) {
 
 // Remove takes the image that ref finds off the list, with all its tags and
 // digests. Its layers go too unless an image or a hold needs them. It is no
-// error if there is no such image.
+// error if there is no such image. A damaged image is found by its whole id.
 func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
@@ -51,6 +51,9 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	s.disk.Lock()
 	s.mu.Lock()
 	e, err := s.find(ref)
+	if damaged := s.images[ref]; err != nil && damaged != nil && damaged.damaged {
+		e, err = damaged, nil
+	}
 	if err != nil {
 		s.mu.Unlock()
 		s.disk.Unlock()
