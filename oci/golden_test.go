@@ -3,6 +3,4 @@ package oci
 import "flag"
 
 // update makes the golden tests write what they got: go test ./oci -update.
-//
-//nolint:gochecknoglobals // a flag has to be one
 var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
