@@ -152,17 +152,17 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
 		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
 		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	})
 	if err != nil {
 		return err
 	}
 	images.Collect()
-	return serveOn(ctx, c, cri)
+	return serveOn(ctx, c, cri, store.Notes())
 }
 
 // serveOn answers requests on the CRI socket until ctx ends.
-func serveOn(ctx context.Context, c *config, cri *server.Server) error {
+func serveOn(ctx context.Context, c *config, cri *server.Server, notes []string) error {
 	socket, err := c.socket()
 	if err != nil {
 		return err
@@ -170,6 +170,9 @@ func serveOn(ctx context.Context, c *config, cri *server.Server) error {
 	listener, err := server.Listen(ctx, socket)
 	if err != nil {
 		return err
+	}
+	for _, note := range notes {
+		klog.InfoS("Limited on this host", "note", note)
 	}
 	klog.InfoS("Serving", "socket", socket, "root", c.Root, "state", c.State, "version", buildVersion())
 	notify(daemon.SdNotifyReady)
