@@ -358,6 +358,7 @@ func (c *compiler) rules(a abi, row int, g *group, put func(uint32, rule) error)
 
 // intern gives the class of a verdict; equal verdicts share one.
 func (c *compiler) intern(v verdict) class {
+	v.simplify()
 	var key []byte
 	for _, r := range v.rules {
 		key = binary.LittleEndian.AppendUint32(key, r.action)

@@ -102,7 +102,7 @@ func TestActions(t *testing.T) {
 		{specs.ActLog, nil, 0x7ffc0000},
 		{specs.ActAllow, nil, 0x7fff0000},
 	} {
-		d := data{arch: auditX8664, number: unix.SYS_GETPID}
+		d := data{arch: auditX8664, number: 39} // getpid
 		if got := decide(t, one(c.action, c.errno, "getpid"), "amd64", d); got != c.want {
 			t.Errorf("%s: %#x, want %#x", c.action, got, c.want)
 		}
@@ -360,4 +360,36 @@ func BenchmarkCacheHit(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// FuzzCompile makes profiles of colliding rules, which random JSON rarely is.
+func FuzzCompile(f *testing.F) {
+	for seed := range int64(8) {
+		f.Add(seed, uint8(seed))
+	}
+	f.Fuzz(func(t *testing.T, seed int64, kind uint8) {
+		random := rand.New(rand.NewSource(seed))
+		actions := []specs.LinuxSeccompAction{specs.ActErrno, specs.ActAllow, specs.ActTrap, specs.ActLog, specs.ActKillProcess}
+		p := randomProfile(random, actions[:2+kind%4], false)
+		m := machines()[kind>>2%4]
+		p.Architectures = m.archs
+		for _, o := range []options{{}, {newer: true, ints: true}} {
+			c, err := compile(p, m.goarch, o)
+			if errors.Is(err, ErrInvalid) {
+				continue // two actions for the same arguments
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			program := decode(c.Instructions)
+			if err := verify(program); err != nil {
+				t.Fatal(err)
+			}
+			if o == (options{}) {
+				for i, a := range m.abis[:len(m.archs)] {
+					readAlike(t, p, program, a, m.audit[i], random)
+				}
+			}
+		}
+	})
 }

@@ -17,14 +17,17 @@
 //   - the arguments of a rule are joined by AND, but when a rule names one
 //     argument twice, each of its arguments is a rule of its own (OR);
 //   - where several rules match, the one with the higher argument index wins,
-//     then equality before upper bound before lower bound;
+//     then equality before upper bound before lower bound, then the rule with
+//     fewer arguments;
 //   - on 32-bit architectures only the low 32 bits of an argument are compared;
 //   - on i386 the socket and System V IPC calls are also matched as operations
 //     of socketcall and ipc, where argument 0 is the operation and a condition
 //     on argument 0 is therefore lost;
 //   - a call from any other architecture kills the thread.
 //
-// Two things differ on purpose:
+// Where libseccomp 2.5 itself departs from the rules as written (it merges
+// overlapping bounds on one argument wrongly), the rules as written hold. Two
+// things differ on purpose:
 //
 //   - as with runc, under a default action of SCMP_ACT_ERRNO a call newer than
 //     every call that the profile names returns ENOSYS, because C libraries

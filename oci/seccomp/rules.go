@@ -61,33 +61,53 @@ type verdict struct {
 	rules []rule
 }
 
-// add puts a rule in its place.
+// add puts a rule in its place. Rules that can no longer be reached, because
+// an earlier one matches whenever they do, are left out.
 func (v *verdict) add(r rule) error {
 	at := len(v.rules)
-	kept := v.rules[:0]
-	for _, x := range v.rules {
-		switch {
-		case x.action == r.action && implies(r, x):
-			return nil // nothing was dropped: x would have implied that rule before
-		case x.action == r.action && implies(x, r):
-			continue
-		case x.action != r.action && slices.Equal(x.conditions, r.conditions):
+	for i, x := range v.rules {
+		if before(r, x) {
+			at = i
+			break
+		}
+		if x.action != r.action && slices.Equal(x.conditions, r.conditions) {
 			return fmt.Errorf("%w: two actions for the same arguments", ErrInvalid)
 		}
-		if at == len(v.rules) && before(r, x) {
-			at = len(kept)
+		if implies(r, x) {
+			return nil
 		}
-		kept = append(kept, x)
 	}
-	v.rules = slices.Insert(kept, min(at, len(kept)), r)
+	v.rules = slices.Insert(v.rules, at, r)
+	rest := slices.DeleteFunc(v.rules[at+1:], func(x rule) bool { return implies(x, r) })
+	v.rules = v.rules[:at+1+len(rest)]
 	if len(v.rules) > MaxInstructions {
 		return fmt.Errorf("%w: more than %d rules for one system call", ErrTooLarge, MaxInstructions)
 	}
 	return nil
 }
 
+// simplify leaves out rules that a later one makes needless, which is only
+// certain when all have one action.
+func (v *verdict) simplify() {
+	for _, r := range v.rules {
+		if r.action != v.rules[0].action {
+			return
+		}
+	}
+	for i := 0; i < len(v.rules); i++ {
+		r := v.rules[i]
+		if slices.ContainsFunc(v.rules[i+1:], func(x rule) bool { return implies(r, x) }) {
+			v.rules = slices.Delete(v.rules, i, i+1)
+			i--
+		}
+	}
+}
+
 // implies tells whether every condition of b is one of a.
 func implies(a, b rule) bool {
+	if len(a.conditions) < len(b.conditions) {
+		return false
+	}
 	for _, c := range b.conditions {
 		if !slices.Contains(a.conditions, c) {
 			return false
@@ -103,7 +123,7 @@ func before(a, b rule) bool {
 			return n > 0
 		}
 	}
-	return false
+	return len(a.conditions) < len(b.conditions)
 }
 
 func precedence(a, b condition) int {
