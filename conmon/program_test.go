@@ -39,6 +39,7 @@ const (
 	opFail  = 0x10001
 	opReady = 0x10002
 	opReap  = 0x10003
+	opClose = 0x10004
 
 	flagKeep  = 1
 	flagExact = 2

@@ -49,7 +49,7 @@ static void stamp(u32 index)
 /* What cannot be written is dropped and counted; the workload goes on. */
 void log_flush(void)
 {
-	u8 *from = out + OUT_START, *end = from + m.out_length;
+	u8 *start = out + OUT_START, *from = start, *end = start + m.out_length;
 
 	if (!m.out_length)
 		return;
@@ -59,7 +59,7 @@ void log_flush(void)
 	while (from < end) {
 		long n = SYS(write, m.log, from, end - from);
 		if (n <= 0) {
-			m.dropped_bytes += (u64)(end - from);
+			m.dropped_bytes += (u64)(end - (from < start ? start : from));
 			return;
 		}
 		from += n;
