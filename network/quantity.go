@@ -16,7 +16,7 @@ const maxExponent = 18
 func parseQuantity(text string) (uint64, error) {
 	digits := len(text)
 	for i, r := range text {
-		if (r < '0' || r > '9') && r != '.' && !(i == 0 && r == '+') {
+		if (r < '0' || r > '9') && r != '.' && (i > 0 || r != '+') {
 			digits = i
 			break
 		}

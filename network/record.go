@@ -59,8 +59,8 @@ func (n *Network) readRecord(id string) (*record, error) {
 		return nil, fmt.Errorf("read record of attachment: %w", err)
 	}
 	r := &record{}
-	if json.Unmarshal(data, r) != nil || len(r.Config) == 0 {
-		return nil, nil
+	if err := json.Unmarshal(data, r); err != nil || len(r.Config) == 0 {
+		return nil, nil //nolint:nilerr // as if there were none, see above
 	}
 	return r, nil
 }

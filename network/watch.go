@@ -40,7 +40,9 @@ func (n *Network) watch(ctx context.Context) {
 				return
 			case <-ticker.C:
 				waiting = false
-			case <-errs:
+			case err := <-errs: // events may have been lost
+				klog.V(2).InfoS("Notices of changed CNI configuration", "err", err)
+				waiting = false
 			case <-events:
 				follow(watcher, n.config.ConfDir)
 				old := n.conf.Load()
