@@ -164,13 +164,23 @@ func TestHosts(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "registry.example"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "registry.example", "hosts.toml"), []byte(hosts), 0o600); err != nil {
+	path := filepath.Join(dir, "registry.example", "hosts.toml")
+	if err := os.WriteFile(path, []byte(hosts), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := openStore(t, func(c *Config) { c.RegistryConfigDir = dir })
 	image := mustPull(t, s, "registry.example/x:1")
 	if image.RepoTags[0] != "registry.example/x:1" {
 		t.Errorf("tags %v", image.RepoTags)
+	}
+	for _, broken := range []string{"[host", "[host.\"https://x\"]\ncapabilities = [\"fly\"]"} {
+		if err := os.WriteFile(path, []byte(broken), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Pull(context.Background(), "registry.example/x:2", nil)
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("hosts.toml %q: %v", broken, err)
+		}
 	}
 }
 

@@ -106,10 +106,7 @@ func (b *blobReader) Close() error {
 	if b.rc == nil {
 		return nil
 	}
-	err := b.rc.Close()
+	rc := b.rc
 	b.rc = nil
-	if b.ctx.Err() != nil {
-		return nil // cancelled: the connection is gone already
-	}
-	return err
+	return rc.Close()
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -79,13 +80,12 @@ func hubHost(host string) string {
 	return host
 }
 
-func (c credentials) empty() bool { return c.secret == "" && c.bearer == "" && c.username == "" }
-
 // key identifies the credentials without showing them.
 func (c credentials) key() string {
 	h := sha256.New()
 	for _, part := range []string{c.username, c.secret, c.bearer, c.server} {
-		fmt.Fprintf(h, "%d:%s,", len(part), part)
+		h.Write(strconv.AppendInt(nil, int64(len(part)), 10))
+		h.Write([]byte(":" + part))
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }

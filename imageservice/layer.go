@@ -169,7 +169,7 @@ func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string)
 		download.close()
 		_ = blob.Close() // verified, or failed already
 	}()
-	record, err := s.unpackBlob(ctx, download, l.diffID, diff)
+	record, err := s.unpackBlob(ctx, download, l, diff)
 	if err != nil {
 		return nil, s.blame(err, download, compressed)
 	}
@@ -199,9 +199,13 @@ func (s *Store) blame(err error, download io.Reader, compressed *verifier) error
 }
 
 // unpackBlob unpacks a blob and verifies what was in it.
-func (s *Store) unpackBlob(ctx context.Context, download io.Reader, diffID digest.Digest, diff string) (*layerRecord, error) {
+func (s *Store) unpackBlob(ctx context.Context, download io.Reader, l layer, diff string) (*layerRecord, error) {
 	plain := &decompressor{source: download}
-	content := newVerifier(plain, diffID, s.limits.bytes, "content")
+	content := newVerifier(plain, l.diffID, s.limits.bytes, "content")
+	if l.diffID == l.blob.Digest {
+		// Hashing is half the work of a plain layer, and stream does it already.
+		plain.stored, content.hash = true, nil
+	}
 	archive := newReadAhead(content, &s.buffers)
 	defer func() {
 		archive.close()

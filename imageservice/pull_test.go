@@ -49,6 +49,10 @@ func TestPullForms(t *testing.T) {
 				}
 				wantFile(t, filepath.Join(image.Layers[0], "etc/x"), "upper")
 				wantFile(t, filepath.Join(image.Layers[1], "etc/x"), "lower")
+				m, c, err := s.Documents(id)
+				if err != nil || digest.FromBytes(m) != manifest.Digest || digest.FromBytes(c).String() != id {
+					t.Errorf("documents %s %s, %v", m, c, err)
+				}
 				if uid, name := image.User(); uid == nil || *uid != 1000 || name != "" {
 					t.Errorf("user %v %q", uid, name)
 				}

@@ -179,3 +179,22 @@ func readLayer(dir string) (*layerRecord, error) {
 	}
 	return record, nil
 }
+
+// Documents returns an image's manifest and config as the registry sent them,
+// for the image with that id.
+func (s *Store) Documents(imageID string) (manifest, config []byte, err error) {
+	s.mu.Lock()
+	e := s.images[imageID]
+	s.mu.Unlock()
+	if e == nil {
+		return nil, nil, fmt.Errorf("documents of %s: %w", imageID, ErrNotFound)
+	}
+	dir := s.recordPath(imageID)
+	if manifest, err = os.ReadFile(filepath.Join(dir, manifestFile)); err != nil {
+		return nil, nil, fmt.Errorf("documents of %s: %w", imageID, err)
+	}
+	if config, err = os.ReadFile(filepath.Join(dir, configFile)); err != nil {
+		return nil, nil, fmt.Errorf("documents of %s: %w", imageID, err)
+	}
+	return manifest, config, nil
+}

@@ -31,9 +31,26 @@ type session struct {
 
 // quiet keeps the registry client's own log lines out of ours: what matters of
 // them is in the errors it returns.
-func quiet(ctx context.Context) context.Context {
-	l := &logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Level: logrus.PanicLevel}
+func quiet(ctx context.Context) context.Context { return logTo(ctx, io.Discard, logrus.PanicLevel) }
+
+func logTo(ctx context.Context, w io.Writer, level logrus.Level) context.Context {
+	l := &logrus.Logger{Out: w, Formatter: &logrus.TextFormatter{DisableTimestamp: true}, Level: level}
 	return log.WithLogger(ctx, logrus.NewEntry(l))
+}
+
+// configuredHosts reads hosts.toml. A file that cannot be understood is only
+// logged by the client, which then asks hosts that nobody meant; here it is an
+// error.
+func configuredHosts(ctx context.Context, options dockerconfig.HostOptions, domain string) ([]docker.RegistryHost, error) {
+	var complaints strings.Builder
+	hosts, err := dockerconfig.ConfigureHosts(logTo(ctx, &complaints, logrus.ErrorLevel), options)(domain)
+	if err == nil && complaints.Len() > 0 {
+		err = errors.New(strings.TrimSpace(complaints.String()))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the hosts of %s: %w", domain, err)
+	}
+	return hosts, nil
 }
 
 // newSession reads the hosts of the image's registry. The caller closes it.
@@ -58,9 +75,9 @@ func (s *Store) newSession(ctx context.Context, n name, creds credentials) (*ses
 	if s.config.RegistryConfigDir != "" {
 		options.HostDir = dockerconfig.HostDirFromRoot(s.config.RegistryConfigDir)
 	}
-	hosts, err := dockerconfig.ConfigureHosts(ctx, options)(n.domain)
+	hosts, err := configuredHosts(ctx, options, n.domain)
 	if err != nil {
-		return nil, fmt.Errorf("read the hosts of %s: %w", n.domain, err)
+		return nil, err
 	}
 	for i := range hosts {
 		g.hosts = append(g.hosts, hosts[i].Host)

@@ -130,8 +130,8 @@ func TestRemove(t *testing.T) {
 	r.putImage("x", "1", testConfig(), shared, gzipped(t, file("a", "a")))
 	r.putImage("x", "2", testConfig(), shared, gzipped(t, file("a", "a")))
 	r.putImage("y", "1", testConfig(), shared, gzipped(t, file("b", "b")))
-	x := mustPull(t, s, r.ref("x:1"))
-	if x = mustPull(t, s, r.ref("x:2")); len(x.RepoTags) != 2 {
+	mustPull(t, s, r.ref("x:1"))
+	if x := mustPull(t, s, r.ref("x:2")); len(x.RepoTags) != 2 {
 		t.Errorf("tags %v", x.RepoTags)
 	}
 	y := mustPull(t, s, r.ref("y:1"))

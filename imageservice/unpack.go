@@ -331,8 +331,11 @@ func (u *unpacker) whiteout(at place, dir string) error {
 	// The layer has that name too. Anything but a directory hides the lower
 	// one by being there; a directory must not be merged with it.
 	fd, err := openBelow(at.parent, hidden, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
 	if err != nil {
-		return nil //nolint:nilerr // it is no directory
+		return fmt.Errorf("open %s: %w", quote(hidden), err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	return u.opaque(fd)
