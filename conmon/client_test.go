@@ -131,8 +131,7 @@ func TestExitWithoutRecord(t *testing.T) {
 		}
 		open := openFDs(t, m.child)
 		m.Close()
-		for openFDs(t, m.child) == open && ctx.Err() == nil {
-		}
+		settle(t, m.child, open-1)
 		if err := os.WriteFile(fifo, []byte("x\n"), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -210,7 +209,8 @@ func TestMonitorStopped(t *testing.T) {
 	if err := unix.Kill(m.child, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	for err = ErrBusy; errors.Is(err, ErrBusy); {
+	// With so many answers at one time, it may take this client for a deaf one.
+	for err = ErrBusy; errors.Is(err, ErrBusy) || errors.Is(err, ErrLost); {
 		_, err = m.Status(testContext(t))
 	}
 	if err != nil {
@@ -235,13 +235,10 @@ func TestConnectionDropped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := e.Wait(ctx); !errors.Is(err, ErrGone) {
+		if _, err := e.Wait(ctx); !errors.Is(err, ErrLost) {
 			t.Error(err)
 		}
-		for err = ErrGone; errors.Is(err, ErrGone) && ctx.Err() == nil; {
-			_, err = m.Status(ctx)
-		}
-		if err != nil {
+		if _, err = m.Status(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if err := m.Kill(ctx, unix.SIGKILL); err != nil {
@@ -267,7 +264,7 @@ func TestShutdownWithOrphans(t *testing.T) {
 			t.Fatal(err)
 		}
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(orphan) + "/stat")
-		if err != nil || !strings.Contains(string(stat), ") S "+strconv.Itoa(m.child)+" ") {
+		if err != nil || strings.Fields(string(stat))[3] != strconv.Itoa(m.child) {
 			t.Errorf("%s, %v; want it with %d", stat, err, m.child)
 		}
 		if err := m.Shutdown(ctx); err != nil {
@@ -310,9 +307,7 @@ func TestNothingLeaks(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if after := openFDs(t, m.child); after != before {
-			t.Errorf("the monitor holds %d descriptors, %d before", after, before)
-		}
+		settle(t, m.child, before)
 		if after := openFDs(t, os.Getpid()); after != own {
 			t.Errorf("the client holds %d descriptors, %d before", after, own)
 		}

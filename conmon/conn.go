@@ -63,8 +63,11 @@ func (m *Monitor) send(p *packet, fds []int) (*call, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.conn == nil {
+	switch {
+	case m.closed || m.decided && m.conn == nil:
 		return nil, ErrGone
+	case m.conn == nil:
+		return nil, ErrLost
 	}
 	raw, err := m.conn.SyscallConn()
 	if err != nil {
@@ -87,18 +90,14 @@ func (m *Monitor) send(p *packet, fds []int) (*call, error) {
 	}); cerr != nil {
 		err = ErrGone
 	}
-	if err == nil {
-		return c, nil
+	switch {
+	case err == nil, errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		return c, nil // a lost connection is for the reader to find out
+	case errors.Is(err, unix.EAGAIN):
+		err = ErrBusy
 	}
 	delete(m.calls, c.id)
-	switch {
-	case errors.Is(err, unix.EAGAIN):
-		return nil, ErrBusy
-	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
-		return nil, ErrGone
-	default:
-		return nil, err
-	}
+	return nil, err
 }
 
 // wait returns the first reply to c.
@@ -106,7 +105,7 @@ func (m *Monitor) wait(ctx context.Context, c *call) (packet, error) {
 	select {
 	case p, ok := <-c.first:
 		if !ok {
-			return packet{}, ErrGone
+			return packet{}, c.err
 		}
 		return p, nil
 	case <-ctx.Done():
@@ -135,24 +134,35 @@ func (m *Monitor) request(ctx context.Context, p *packet, fds []int, want uint16
 // read starts the goroutine that takes everything the monitor says.
 func (m *Monitor) read() {
 	go func() {
-		for m.receive() && m.redial() {
+		for {
+			calls := m.receive()
+			again := m.redial()
+			for _, c := range calls {
+				c.lose(again)
+			}
+			if !again {
+				break
+			}
 		}
 		m.over()
 	}()
 }
 
-// receive takes packets until the connection ends, and says whether it is
-// missed: a monitor that lives may have dropped it.
-func (m *Monitor) receive() bool {
+// receive takes packets until the connection ends, and returns the calls that
+// have no answer then.
+func (m *Monitor) receive() map[uint32]*call {
 	m.mu.Lock()
 	conn := m.conn
 	m.mu.Unlock()
 	if conn == nil {
-		return false
+		return nil
 	}
 	buffer := make([]byte, packetMax)
 	for {
 		n, err := conn.Read(buffer)
+		if errors.Is(err, unix.ECONNRESET) {
+			continue // the monitor has ended with a request unread; what it said before comes next
+		}
 		if err != nil || n == 0 {
 			break
 		}
@@ -165,24 +175,36 @@ func (m *Monitor) receive() bool {
 	conn.Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.conn = nil
-	for id, c := range m.calls {
-		delete(m.calls, id)
-		if len(c.first) == 0 {
-			close(c.first)
-		}
-		if c.exited != nil {
-			c.lost = true
-			close(c.exited)
-		}
-	}
-	return !m.decided && !m.closed
+	calls := m.calls
+	m.conn, m.calls = nil, nil
+	return calls
 }
 
-// redial connects again, and is false when there is no monitor any more. Any
+// lose ends a call without an answer.
+func (c *call) lose(again bool) {
+	c.err = ErrGone
+	if again {
+		c.err = ErrLost
+	}
+	if len(c.first) == 0 {
+		close(c.first)
+	}
+	if c.exited != nil {
+		close(c.exited)
+	}
+}
+
+// redial connects again when the connection is missed: a monitor that lives
+// may have dropped it. It is false when there is no monitor any more; any
 // other error is not the monitor's, so it must not count as its death.
 func (m *Monitor) redial() bool {
 	for {
+		m.mu.Lock()
+		missed := !m.decided && !m.closed
+		m.mu.Unlock()
+		if !missed {
+			return false
+		}
 		err := m.dial()
 		if err == nil {
 			return true
@@ -202,7 +224,7 @@ func (m *Monitor) deliver(p packet) {
 	defer m.mu.Unlock()
 	if p.kind == typeExited {
 		m.status.Exit, m.exited = decodeExit(p.body), true
-		m.status.State, m.status.PID = StateExited, 0
+		m.status.State, m.status.PID, m.status.StartedAt = StateExited, 0, m.status.Exit.StartedAt
 		m.decide()
 		return
 	}

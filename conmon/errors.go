@@ -12,6 +12,9 @@ var (
 	// ErrGone: no monitor serves the container any more. If it ended by
 	// itself, the exit record says how the container ended.
 	ErrGone = errors.New("the monitor is gone")
+	// ErrLost: the monitor has dropped the connection, and nobody knows what
+	// became of the request. There is a new connection, or soon will be.
+	ErrLost = errors.New("the connection to the monitor was lost")
 	// ErrState: the container's state does not allow what was asked for.
 	ErrState = errors.New("not possible in the container's state")
 	// ErrProtocol: one side did not understand the other.

@@ -83,16 +83,16 @@ func (m *Monitor) exec(ctx context.Context, r *ExecRequest) (*Exec, error) {
 // PID is the process's number on the host.
 func (e *Exec) PID() int { return e.pid }
 
-// Wait returns how the process ended; ErrGone when the connection to the
-// monitor was lost before that was known.
+// Wait returns how the process ended; ErrLost or ErrGone when the connection
+// to the monitor was lost before that was known.
 func (e *Exec) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-e.call.exited:
 	case <-ctx.Done():
 		return Exit{}, fmt.Errorf("wait for process %d: %w", e.pid, ctx.Err())
 	}
-	if e.call.lost {
-		return Exit{}, fmt.Errorf("wait for process %d: %w", e.pid, ErrGone)
+	if e.call.err != nil {
+		return Exit{}, fmt.Errorf("wait for process %d: %w", e.pid, e.call.err)
 	}
 	return e.call.exit, nil
 }

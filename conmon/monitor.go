@@ -64,30 +64,35 @@ type Monitor struct {
 type call struct {
 	id     uint32
 	first  chan packet   // closed without a value when the connection is lost
-	exited chan struct{} // of an EXEC: closed once exit and lost are final
+	exited chan struct{} // of an EXEC: closed once exit and err are final
 	exit   Exit
-	lost   bool // the connection was, and with it the news
+	err    error // why there is no answer, once a channel is closed without
 }
 
 // Connect finds the monitor that serves the container with state directory
 // dir. The error is ErrGone when there is none.
 func Connect(ctx context.Context, dir string) (*Monitor, error) {
 	m := &Monitor{dir: dir, done: make(chan struct{})}
-	c, err := m.dialAndSend(&packet{kind: typeStatus}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the monitor in %s: %w", dir, err)
-	}
-	m.read()
-	reply, err := m.wait(ctx, c)
-	if err == nil && reply.kind != typeStatusReply {
-		err = fmt.Errorf("%w: type %d answers STATUS", ErrProtocol, reply.kind)
+	err := m.dial()
+	if err == nil {
+		m.read()
+		err = m.learn(ctx)
 	}
 	if err != nil {
 		m.Close()
 		return nil, fmt.Errorf("connect to the monitor in %s: %w", dir, err)
 	}
-	m.note(reply.status())
 	return m, nil
+}
+
+// learn asks for the status. A monitor may end as soon as it has told of the
+// exit, which is all there is to learn then.
+func (m *Monitor) learn(ctx context.Context) error {
+	_, err := m.Status(ctx)
+	if errors.Is(err, ErrGone) && m.State() == StateExited {
+		return nil
+	}
+	return err
 }
 
 // note takes over what a monitor has said of its container, unless later news

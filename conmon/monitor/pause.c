@@ -6,14 +6,22 @@
 
 enum { PROGRAM_FD = 3, REPORT_FD = 4, FIRST_FILE_FD = 5 };
 
-_Noreturn void reap_forever(void)
+/* A namespace's init gets no signal it does not take; blocked, they wait to be taken. */
+static void become_pause(void)
 {
-	u64 mask = 1ul << (SIGCHLD - 1) | 1ul << (SIGTERM - 1) | 1ul << (SIGINT - 1);
 	u64 all = ~0ul;
-	struct siginfo info;
 
 	SYS(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
 	SYS(prctl, PR_SET_NAME, "cri-pause");
+	SYS(prctl, PR_SET_DUMPABLE, 0);
+}
+
+_Noreturn void reap_forever(void)
+{
+	u64 mask = 1ul << (SIGCHLD - 1) | 1ul << (SIGTERM - 1) | 1ul << (SIGINT - 1);
+	struct siginfo info;
+
+	become_pause();
 	SYS(close_range, 3, ~0u, 0);	/* the far end of the report pipe sees the end */
 	for (;;) {
 		do
@@ -40,6 +48,7 @@ int pause_main(int argc, char **argv)
 	const struct program *p = NULL;
 	long slot[SLOTS];
 
+	become_pause();
 	if (files <= SLOTS - SLOT_FILES)
 		p = program_map(PROGRAM_FD, files, false, &err);
 	if (!p) {
