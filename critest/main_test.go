@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -85,7 +84,21 @@ func start(ctx context.Context) (err error) {
 		return err
 	}
 	raw = runtimeapi.NewRuntimeServiceClient(node.Conn)
-	return nil
+	return warmUp(ctx)
+}
+
+// warmUp runs one pod, so that what the runtime makes once and keeps is there
+// before the first test looks.
+func warmUp(ctx context.Context) error {
+	config := podConfig(podNetwork)
+	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
+		return fmt.Errorf("warm up: %w", err)
+	}
+	id, err := node.CRI.RunPodSandbox(ctx, config, "")
+	if err != nil {
+		return fmt.Errorf("warm up: %w\n%s", err, node.LogTail())
+	}
+	return errors.Join(node.CRI.StopPodSandbox(ctx, id), node.CRI.RemovePodSandbox(ctx, id))
 }
 
 // options finds the binary, or builds it.
@@ -135,7 +148,7 @@ func begin(t *testing.T) {
 	pid := node.PID()
 	t.Cleanup(func() {
 		var left []string
-		err := harness.Until(context.Background(), 15*time.Second, "the host to be as before", func() bool {
+		err := harness.Until(context.Background(), patience, "the host to be as before", func() bool {
 			now, err := node.Residue()
 			left = now.Since(before)
 			if err != nil {

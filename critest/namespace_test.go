@@ -191,7 +191,7 @@ func TestSysctls(t *testing.T) {
 	begin(t)
 	p := run(t, podNetwork, func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.Sysctls = map[string]string{
-			"net.ipv4.ip_unprivileged_port_start": "1017", "kernel.shm_rmid_forced": "1", "net/ipv4/ping_group_range": "0 17",
+			"net.ipv4.ip_unprivileged_port_start": "1017", "kernel.shm_rmid_forced": "1", "net.ipv4.ping_group_range": "0 17",
 		}
 	})
 	got := p.output("cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shm_rmid_forced net/ipv4/ping_group_range")

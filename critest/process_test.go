@@ -69,18 +69,28 @@ func TestEnvironment(t *testing.T) {
 func TestHalfAMegabyteOfEnvironment(t *testing.T) {
 	begin(t)
 	p := run(t)
-	envs := make([]*runtimeapi.KeyValue, 0, 512)
-	for i := range 512 {
+	envs := make([]*runtimeapi.KeyValue, 0, 600)
+	for i := range 400 {
 		envs = append(envs, &runtimeapi.KeyValue{Key: fmt.Sprintf("BIG_%d", i), Value: []byte(strings.Repeat("x", 1000))})
 	}
-	option := func(c *runtimeapi.ContainerConfig) { c.Envs = envs }
-	if got := p.output("env | grep -c ^BIG_; env | wc -c | awk '{print ($1 > 500000)}'", option); got != "512\n1" {
-		t.Errorf("%q, want 512 variables", got)
+	option := environment(envs)
+	if got := p.output("env | grep -c ^BIG_; env | wc -c | awk '{print ($1 > 400000)}'", option); got != "400\n1" {
+		t.Errorf("%q, want 400 variables", got)
 	}
 	c := p.start("sleep 1000", option)
-	if got := strings.TrimSpace(c.exec(0, "sh", "-c", "env | grep -c ^BIG_")); got != "512" {
+	if got := strings.TrimSpace(c.exec(0, "sh", "-c", "env | grep -c ^BIG_")); got != "400" {
 		t.Errorf("exec sees %s variables", got)
 	}
+	for i := range 2000 {
+		envs = append(envs, &runtimeapi.KeyValue{Key: fmt.Sprintf("MORE_%d", i), Value: []byte(strings.Repeat("x", 1000))})
+	}
+	if err := p.refused("true", environment(envs)); err == nil {
+		t.Error("two and a half megabytes are more than a kernel takes, but there was no error")
+	}
+}
+
+func environment(envs []*runtimeapi.KeyValue) containerOption {
+	return func(c *runtimeapi.ContainerConfig) { c.Envs = envs }
 }
 
 func TestWorkingDirectory(t *testing.T) {
@@ -119,8 +129,8 @@ func TestUsers(t *testing.T) {
 		{"root", "busybox", &context{}, "0 0 0"},
 		{"image's name", "user-name", &context{}, "1001 1002 44 63 1002"},
 		{"image's number", "user-numeric", &context{}, "1000 1000 44 1000"},
-		{"image's uid and gid", "user-uid-gid", &context{}, "1001 63 63"},
-		{"image's name and group", "user-name-group", &context{}, "1000 1002 1002"},
+		{"image's uid and gid", "user-uid-gid", &context{}, "1001 63 44 63"},
+		{"image's name and group", "user-name-group", &context{}, "1000 1002 44 1002"},
 		{"image's unlisted number", "user-unlisted", &context{}, "4242 0 0"},
 		{"image's unknown name", "user-unknown", &context{}, ""},
 		{"image's unknown group", "user-unknown-group", &context{}, ""},

@@ -39,7 +39,7 @@ func pss(pid int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
+	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if text, found := strings.CutPrefix(lines.Text(), "Pss:"); found {
 			return strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(text), " kB"))

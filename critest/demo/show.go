@@ -242,7 +242,7 @@ func get(ctx context.Context, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer answer.Body.Close() //nolint:errcheck // it has been read
+	defer answer.Body.Close()
 	page, err := io.ReadAll(io.LimitReader(answer.Body, 4096))
 	return fmt.Sprintf("%s %q", answer.Status, page), err
 }

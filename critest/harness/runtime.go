@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -258,6 +259,9 @@ func (r *Runtime) Close(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("process %s: %w", left, ErrResidue))
 	}
 	for _, left := range append(residue.Mounts, residue.Cgroups...) {
+		if strings.HasSuffix(left, r.Parent+"/default") {
+			continue // the daemon's own, for pods that name no parent
+		}
 		errs = append(errs, fmt.Errorf("%s: %w", left, ErrResidue))
 	}
 	errs = append(errs, r.removeCgroups(), r.removeNetwork(), os.RemoveAll(r.Dir))

@@ -39,6 +39,9 @@ func hostile(base Layer, specs map[string]Spec) {
 	for name, l := range map[string]Layer{
 		"truncated": truncated, "truncated-plain": plainCut, "noise": noise, "diffid": wrong,
 	} {
+		// Of its own, so that no store has the layer already.
+		l.Entries = append(l.Entries[:len(l.Entries):len(l.Entries)], File("etc/mark", name+"\n", 0o644))
+		l.plain, l.gzipped = nil, nil
 		specs["hostile-"+name] = Spec{Layers: []Layer{l}, Config: busyboxConfig()}
 	}
 	specs["hostile-config"] = Spec{Layers: []Layer{base}, RawConfig: []byte(`{"rootfs":`)}
