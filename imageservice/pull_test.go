@@ -17,14 +17,11 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.uber.org/goleak"
 )
 
 const hostArch = runtime.GOARCH
 
 var testTime = time.Unix(1_600_000_000, 0)
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestPullForms(t *testing.T) {
 	for _, compress := range []string{"", "gzip", "zstd"} {
