@@ -44,7 +44,7 @@ func printProgram(w io.Writer, bundle string) error {
 	if err != nil {
 		return fmt.Errorf("read bundle: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxSpecBytes+1))
 	if err != nil {
 		return fmt.Errorf("read bundle: %w", err)

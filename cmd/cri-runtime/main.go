@@ -31,7 +31,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	if err := root.Execute(); err != nil {
-		fmt.Fprintf(stderr, "cri-runtime: %v\n", err) //nolint:errcheck // nowhere else to tell it
+		fmt.Fprintf(stderr, "cri-runtime: %v\n", err)
 		return 1
 	}
 	return 0

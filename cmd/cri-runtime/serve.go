@@ -120,7 +120,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		}
 		defer func() { err = errors.Join(err, lock.Close()) }()
 	}
-	pods, err := network.Open(network.Config{ //nolint:contextcheck // its watch ends with Close, after the last request
+	pods, err := network.Open(network.Config{
 		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: filepath.Join(c.Root, "cni"),
 	})
 	if err != nil {
@@ -134,7 +134,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	if err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
-	defer func() { err = errors.Join(err, store.Close()) }() //nolint:contextcheck // ctx has ended when it is called
+	defer func() { err = errors.Join(err, store.Close()) }()
 	images, err := imageservice.Open(imageservice.Config{
 		Root: filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
 		MaxParallelLayers: c.Image.MaxParallelLayers, NoProgressTimeout: c.Image.NoProgressTimeout.Duration,
