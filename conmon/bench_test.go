@@ -4,68 +4,65 @@ import (
 	"bufio"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 )
 
-// BenchmarkLaunch is LAUNCH to CREATED, with everything around it.
-func BenchmarkLaunch(b *testing.B) {
-	bin := testBinary(b)
-	ctx := testContext(b)
+// BenchmarkContainer is the life of a container: LAUNCH to CREATED, START to
+// STARTED, and until its exit is told, of a command that ends at once.
+func BenchmarkContainer(b *testing.B) {
+	bin, ctx := testBinary(b), testContext(b)
 	program := initProgram("/bin/busybox", "true")
+	var launch, start, exit []time.Duration
 	for b.Loop() {
-		b.StopTimer()
 		box := newBox(b)
-		b.StartTimer()
+		t0 := time.Now()
 		m, err := bin.Launch(ctx, box.launch(program))
-		b.StopTimer()
 		if err != nil {
 			b.Fatal(err)
 		}
+		t1 := time.Now()
 		if _, err := m.Start(ctx); err != nil {
 			b.Fatal(err)
 		}
+		t2 := time.Now()
 		<-m.Done()
+		t3 := time.Now()
 		m.Close()
-		b.StartTimer()
+		launch, start, exit = append(launch, t1.Sub(t0)), append(start, t2.Sub(t1)), append(exit, t3.Sub(t2))
 	}
+	report(b, "launch", launch)
+	report(b, "start", start)
+	report(b, "exit", exit)
 }
 
-// BenchmarkStart is START to STARTED.
-func BenchmarkStart(b *testing.B) {
-	bin := testBinary(b)
-	ctx := testContext(b)
-	program := initProgram("/bin/busybox", "true")
-	for b.Loop() {
-		b.StopTimer()
-		m, err := bin.Launch(ctx, newBox(b).launch(program))
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.StartTimer()
-		if _, err := m.Start(ctx); err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		<-m.Done()
-		m.Close()
-		b.StartTimer()
-	}
-}
-
-// BenchmarkExec is EXEC to EXEC_EXITED of a command that ends at once.
+// BenchmarkExec is EXEC to EXEC_STARTED and to EXEC_EXITED of a command that
+// ends at once.
 func BenchmarkExec(b *testing.B) {
-	m := runningMonitor(b, "exec /bin/busybox sleep 1000")
-	ctx := testContext(b)
+	m, ctx := runningMonitor(b, "exec /bin/busybox sleep 1000"), testContext(b)
 	program := execProgram("/bin/busybox", "true")
+	var started, exited []time.Duration
 	for b.Loop() {
+		t0 := time.Now()
 		e, err := m.Exec(ctx, ExecRequest{Program: program})
 		if err != nil {
 			b.Fatal(err)
 		}
+		t1 := time.Now()
 		if _, err := e.Wait(ctx); err != nil {
 			b.Fatal(err)
 		}
+		started, exited = append(started, t1.Sub(t0)), append(exited, time.Since(t0))
 	}
+	report(b, "started", started)
+	report(b, "exited", exited)
+}
+
+// report gives the median in microseconds.
+func report(b *testing.B, name string, all []time.Duration) {
+	slices.Sort(all)
+	b.ReportMetric(float64(all[len(all)/2].Nanoseconds())/1000, name+"-p50-us")
 }
 
 // BenchmarkLog writes 64 MiB of lines and waits until they are in the log.

@@ -13,16 +13,6 @@ struct request {
 	u32 fds;
 };
 
-static union {
-	struct packet packet;
-	u8 bytes[PACKET_MAX];
-} buffer __attribute__((aligned(8)));
-
-static struct {
-	struct cmsghdr head;
-	s32 fd[DESCRIPTORS_MAX + 1];
-} control;
-
 void conn_accept(void)
 {
 	struct ucred peer = { 0, ~0u, 0 };
@@ -346,9 +336,9 @@ static void dispatch(const struct request *r)
 
 void conn_readable(u32 index)
 {
-	struct iovec iov = { buffer.bytes, sizeof buffer };
-	struct msghdr msg = { .iov = &iov, .iovs = 1, .control = &control, .control_length = sizeof control };
-	struct request r = { &buffer.packet, &buffer.packet + 1, (s32)index, control.fd, 0 };
+	struct iovec iov = { m.received.bytes, sizeof m.received };
+	struct msghdr msg = { .iov = &iov, .iovs = 1, .control = &m.control, .control_length = sizeof m.control };
+	struct request r = { &m.received.packet, &m.received.packet + 1, (s32)index, m.control.fd, 0 };
 
 	if (m.conn[index].fd < 0)
 		return;
@@ -359,18 +349,18 @@ void conn_readable(u32 index)
 		conn_drop(index);
 		return;
 	}
-	if (msg.control_length >= sizeof control.head && control.head.type == SCM_RIGHTS)
-		r.fds = (u32)((control.head.length - sizeof control.head) / sizeof(s32));
+	if (msg.control_length >= sizeof m.control.head && m.control.head.type == SCM_RIGHTS)
+		r.fds = (u32)((m.control.head.length - sizeof m.control.head) / sizeof(s32));
 
-	u32 err = packet_check(buffer.bytes, (u32)n, r.fds);
+	u32 err = packet_check(m.received.bytes, (u32)n, r.fds);
 	if (msg.flags & (MSG_TRUNC | MSG_CTRUNC))
 		err = EPROTO;
-	if (!err && !m.conn[index].hello && buffer.packet.type != HELLO)
+	if (!err && !m.conn[index].hello && m.received.packet.type != HELLO)
 		err = EPROTO;
 	if (err)
-		answer_failed((s32)index, n >= (long)sizeof(struct packet) ? buffer.packet.id : 0, WHERE_PROTOCOL, err, 0);
+		answer_failed((s32)index, n >= (long)sizeof(struct packet) ? m.received.packet.id : 0, WHERE_PROTOCOL, err, 0);
 	else
 		dispatch(&r);
 	for (u32 i = 0; i < r.fds; i++)
-		shut(&control.fd[i]);
+		shut(&m.control.fd[i]);
 }

@@ -7,9 +7,13 @@
 /* The slack at each end lets copying and searching go in whole words. */
 static u8 in[2][IN_SIZE] __attribute__((aligned(PAGE)));
 static u8 out[OUT_SIZE] __attribute__((aligned(PAGE)));
-static u8 head[LINE_HEAD] = "2006-01-02T15:04:05.123456789Z stdout F ";
 
 enum { OUT_START = 1, TAG = 38 };	/* out[0]: a newline for a torn log */
+
+void log_start(void)
+{
+	__builtin_memcpy(m.line_head, "2006-01-02T15:04:05.123456789Z stdout F ", LINE_HEAD);
+}
 
 static void digits(u8 *end, u32 n, u64 value)
 {
@@ -27,10 +31,10 @@ static void stamp_day(u64 day)
 	u64 doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
 	u64 month = (5 * doy + 2) / 153;
 
-	digits(head + 10, 2, doy - (153 * month + 2) / 5 + 1);
+	digits(m.line_head + 10, 2, doy - (153 * month + 2) / 5 + 1);
 	month = month < 10 ? month + 3 : month - 9;
-	digits(head + 7, 2, month);
-	digits(head + 4, 4, (yoe + era * 400 + (month <= 2)) % 10000);
+	digits(m.line_head + 7, 2, month);
+	digits(m.line_head + 4, 4, (yoe + era * 400 + (month <= 2)) % 10000);
 }
 
 /* One reading of the clock serves all lines that one read has brought. */
@@ -39,11 +43,11 @@ static void stamp(u32 index)
 	u64 now = now_ns(), second = now / 1000000000 % 86400;
 
 	stamp_day(now / 1000000000 / 86400);
-	digits(head + 13, 2, second / 3600);
-	digits(head + 16, 2, second / 60 % 60);
-	digits(head + 19, 2, second % 60);
-	digits(head + 29, 9, now % 1000000000);
-	__builtin_memcpy(head + 31, index ? "stderr" : "stdout", 6);
+	digits(m.line_head + 13, 2, second / 3600);
+	digits(m.line_head + 16, 2, second / 60 % 60);
+	digits(m.line_head + 19, 2, second % 60);
+	digits(m.line_head + 29, 9, now % 1000000000);
+	__builtin_memcpy(m.line_head + 31, index ? "stderr" : "stdout", 6);
 }
 
 /* What cannot be written is dropped and counted; the workload goes on. */
@@ -84,8 +88,8 @@ static void emit(u8 tag, const u8 *text, u32 length)
 		log_flush();
 	u8 *to = out + OUT_START + m.out_length;
 
-	head[TAG] = tag;
-	__builtin_memcpy(to, head, LINE_HEAD);
+	m.line_head[TAG] = tag;
+	__builtin_memcpy(to, m.line_head, LINE_HEAD);
 	copy(to + LINE_HEAD, text, length);
 	to[LINE_HEAD + length] = '\n';
 	m.out_length += LINE_HEAD + length + 1;

@@ -4,7 +4,7 @@
  */
 #include "monitor.h"
 
-struct monitor m;
+struct monitor m __attribute__((aligned(PAGE)));
 
 enum { LISTENER_FD = 3, IDLE_MS = 1000, EVENTS = 16 };
 
@@ -70,6 +70,7 @@ static bool set_up(void)
 	m.stream[0].fd = m.stream[1].fd = -1;
 	for (u32 i = 0; i < CONNECTIONS_MAX; i++)
 		m.conn[i].fd = -1;
+	log_start();
 	m.uid = (u32)SYS(getuid, 0);
 	m.pid = (u32)SYS(getpid, 0);
 	m.epoll = (s32)SYS(epoll_create1, O_CLOEXEC);

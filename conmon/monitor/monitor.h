@@ -72,6 +72,17 @@ struct monitor {
 	u32 out_length;
 	u64 log_bytes, dropped_bytes;
 
+	/* What was received last; here, so that an idle monitor needs one page. */
+	union {
+		struct packet packet;
+		u8 bytes[PACKET_MAX];
+	} received;
+	struct {
+		struct cmsghdr head;
+		s32 fd[DESCRIPTORS_MAX + 1];
+	} control;
+
+	u8 line_head[LINE_HEAD];
 	struct stream stream[2];
 	struct conn conn[CONNECTIONS_MAX];
 	struct child child[CHILDREN];	/* 0: the container's init */
@@ -125,6 +136,7 @@ _Noreturn void reap_forever(void);
 int pause_main(int argc, char **argv);
 
 /* log.c */
+void log_start(void);
 bool stream_read(u32 index);
 void stream_drain(u32 index);
 void stream_line(u32 index, const u8 *data, u32 length);

@@ -69,6 +69,7 @@ static void log_target(const u8 *data, size_t length)
 	if (length < 4)
 		return;
 	memset(&m, 0, sizeof m);
+	log_start();
 	index = data[0] & 1;
 	m.line_bytes = 1 + (u32)(data[1] | data[2] << 8);
 	m.epoll = m.stream[0].fd = m.stream[1].fd = -1;
