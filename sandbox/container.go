@@ -91,9 +91,8 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		var step *conmon.StepError
 		if errors.As(err, &step) {
-			// The watcher publishes the exit; this adds why.
-			c.noteStartError(c.named(step))
-			<-c.exited
+			err = c.named(step)
+			c.noteStartError(err)
 		}
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
@@ -202,8 +201,14 @@ func (c *Container) publish(change func(s *ContainerStatus)) {
 	}
 }
 
+// noteStartError adds to the exit, which the watcher publishes, why it came to it.
 func (c *Container) noteStartError(err error) {
-	c.update(func(s *ContainerStatus) { s.Message = err.Error() })
+	<-c.exited
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := *c.status.Load()
+	st.Message = err.Error()
+	c.status.Store(&st)
 }
 
 // named gives the failed step its name, which a daemon that did not compile the
@@ -211,6 +216,7 @@ func (c *Container) noteStartError(err error) {
 func (c *Container) named(step *conmon.StepError) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	step.Name = "run the command"
 	if c.program != nil {
 		step.Name = c.program.StepName(step.Step)
 	}

@@ -336,7 +336,7 @@ func (l *launch) publish(m *conmon.Monitor) {
 		Rootfs: fmt.Sprintf("/proc/%d/root", m.PID()), Bundle: c.root(),
 	})
 	c.store.addContainer(c)
-	c.store.background.Go(func() { c.watch(m) })
+	c.store.watchers.Go(func() { c.watch(m) })
 }
 
 // fileList collects files to be closed together; the first error sticks.

@@ -51,25 +51,17 @@ func (c *Container) ExecSync(ctx context.Context, command []string, timeout int6
 		return ExecResult{}, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	r, err := c.execSync(ctx, command, sub)
-	if err != nil {
-		// Whatever the command had started ends with it.
-		err = errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Kill())
+	if err == nil {
+		// What the command leaves running, as a lifecycle hook may, goes with the container.
+		if err := removeIdle(sub); err != nil {
+			klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
+		}
+		return r, nil
 	}
-	c.removeExecCgroup(sub)
-	return r, err
-}
-
-// removeExecCgroup removes the cgroup of an exec unless the command left processes
-// behind, as a lifecycle hook may: then it goes with the container.
-func (c *Container) removeExecCgroup(sub *oci.Cgroup) {
-	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	// Whatever the command had started ends with it.
+	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	if left, err := sub.Populated(); err == nil && left {
-		return
-	}
-	if err := sub.Remove(ctx); err != nil {
-		klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
-	}
+	return ExecResult{}, errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Remove(kill))
 }
 
 func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgroup) (ExecResult, error) {
@@ -103,9 +95,9 @@ func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgr
 		}
 		return ExecResult{}, err
 	}
-	drained := time.NewTimer(drainTimeout)
-	defer drained.Stop()
-	return ExecResult{Stdout: out.take(drained.C), Stderr: errs.take(drained.C), ExitCode: exit.Code}, nil
+	drain, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	return ExecResult{Stdout: out.take(drain), Stderr: errs.take(drain), ExitCode: exit.Code}, nil
 }
 
 func (c *Container) execProgram(command []string, sub *oci.Cgroup, open *fileList) (*oci.Program, []*os.File, error) {
@@ -190,11 +182,11 @@ func (o *output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// take waits for the end of the stream, or for the deadline, and returns what was read.
-func (o *output) take(deadline <-chan time.Time) []byte {
+// take waits for the end of the stream, or of ctx, and returns what was read.
+func (o *output) take(ctx context.Context) []byte {
 	select {
 	case <-o.done:
-	case <-deadline:
+	case <-ctx.Done():
 		_ = o.r.Close() // ends the reader
 		<-o.done
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // verbLock lets one verb at a time work on a pod. Waiting for it ends with
@@ -63,7 +65,12 @@ func newFlight[T any]() *flight[T] {
 }
 
 // enter names the stage that the operation is in now.
-func (f *flight[T]) enter(stage string) { f.stage.Store(&holder{stage, time.Now()}) }
+func (f *flight[T]) enter(stage string) {
+	now := time.Now()
+	if last := f.stage.Swap(&holder{stage, now}); last != nil {
+		klog.V(5).InfoS("Stage is done", "stage", last.verb, "took", now.Sub(last.since))
+	}
+}
 
 func (f *flight[T]) finish(value T, err error) {
 	f.value, f.err = value, err

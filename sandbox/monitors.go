@@ -26,8 +26,7 @@ type monitorPlace struct {
 }
 
 func openMonitorPlace(s *Store) (p monitorPlace, err error) {
-	path := filepath.Join("/", s.config.CgroupParent, "monitors")
-	if p.cgroup, err = s.cgroups.Create(path, nil); err != nil {
+	if p.cgroup, err = s.cgroups.Create(filepath.Join("/", s.config.CgroupParent, "monitors"), nil); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
 	var undo cleanup
@@ -59,8 +58,15 @@ func (p *monitorPlace) close() error {
 	if p.cgroup == nil {
 		return all
 	}
-	if busy, err := p.cgroup.Populated(); err != nil || busy {
-		return all
+	return errors.Join(all, removeIdle(p.cgroup))
+}
+
+// removeIdle removes a cgroup if no process is in it or below it.
+func removeIdle(cg *oci.Cgroup) error {
+	if busy, err := cg.Populated(); err != nil || busy {
+		return nil //nolint:nilerr // one that is gone is removed
 	}
-	return errors.Join(all, p.cgroup.Remove(context.Background()))
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	return cg.Remove(ctx)
 }

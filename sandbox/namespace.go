@@ -3,7 +3,6 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -103,30 +102,15 @@ func pinNamespace(path, pin string) error {
 	return nil
 }
 
-// unpin removes one pin; idempotent.
+// unpin takes a pin away that may or may not be there.
 func unpin(pin string) error {
-	for {
-		err := unix.Unmount(pin, unix.MNT_DETACH)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("unpin namespace: unmount %s: %w", pin, err)
-		}
+	if err := unix.Unmount(pin, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin namespace: unmount %s: %w", pin, err)
 	}
-	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpin namespace: %w", err)
 	}
 	return nil
-}
-
-// remove takes all pins away; idempotent. A namespace lives on while a process is in it.
-func (n *namespaces) remove() error {
-	var all error
-	for _, kind := range []string{"net", "ipc", "uts", "pid"} {
-		all = errors.Join(all, unpin(n.pin(kind)))
-	}
-	return all
 }
 
 // emptyMountNS makes a mount namespace that holds one read-only tmpfs with the

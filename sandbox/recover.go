@@ -133,7 +133,12 @@ func (b *Sandbox) recover() []func(context.Context) error {
 				return err
 			}
 			defer b.verb.unlock()
-			return errors.Join(b.release(ctx), b.remove(ctx))
+			if err := b.release(ctx); err != nil {
+				// Listed and not ready, it goes by the client's Stop and Remove.
+				b.store.addSandbox(b)
+				return err
+			}
+			return b.remove(ctx)
 		}}
 	}
 	known := newFlight[*Sandbox]()
@@ -212,7 +217,7 @@ func (c *Container) recover(ctx context.Context) []func(context.Context) error {
 	}
 	if err := c.adopt(ctx); err != nil {
 		return []func(context.Context) error{func(context.Context) error {
-			c.store.background.Go(c.awaitMonitor)
+			c.store.watchers.Go(c.awaitMonitor)
 			return nil
 		}}
 	}
@@ -270,7 +275,7 @@ func (c *Container) adopt(ctx context.Context) error {
 		}
 		s.Rootfs = fmt.Sprintf("/proc/%d/root", m.PID())
 	})
-	c.store.background.Go(func() { c.watch(m) })
+	c.store.watchers.Go(func() { c.watch(m) })
 	return nil
 }
 

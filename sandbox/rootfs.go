@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -93,6 +94,9 @@ func mountPoints(root *os.File, spec *specs.Spec) (targets []string, fileSources
 				return nil, nil, fmt.Errorf("mount %s: source: %w: %w", m.Destination, err, ErrInvalid)
 			}
 			fileSources[i] = !info.IsDir()
+			if err := checkPropagation(m); err != nil {
+				return nil, nil, err
+			}
 		}
 		dest := path.Clean("/" + m.Destination)
 		if covered(dest, targets[:i]) {
@@ -105,6 +109,42 @@ func mountPoints(root *os.File, spec *specs.Spec) (targets []string, fileSources
 		}
 	}
 	return targets, fileSources, nil
+}
+
+// checkPropagation refuses what the kernel would grant without effect: mounts
+// are passed on only where the source's mount is shared, and received where it is
+// shared or a slave.
+func checkPropagation(m *specs.Mount) error {
+	var need []string
+	switch {
+	case slices.Contains(m.Options, "rshared"), slices.Contains(m.Options, "shared"):
+		need = []string{"shared:"}
+	case slices.Contains(m.Options, "rslave"), slices.Contains(m.Options, "slave"):
+		need = []string{"shared:", "master:"}
+	default:
+		return nil
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, m.Source, 0, unix.STATX_MNT_ID, &st); err != nil {
+		return fmt.Errorf("mount %s: source %s: %w", m.Destination, m.Source, err)
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	id := strconv.FormatUint(st.Mnt_id, 10)
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) < 7 || fields[0] != id {
+			continue
+		}
+		for _, f := range fields[6:slices.Index(fields, "-")] {
+			if slices.ContainsFunc(need, func(p string) bool { return strings.HasPrefix(f, p) }) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("mount %s: propagation: source %s is not on a shared mount (mount --make-rshared makes one): %w", m.Destination, m.Source, ErrInvalid)
 }
 
 // covered tells whether p lies below one of the mounts.

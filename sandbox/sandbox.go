@@ -114,7 +114,10 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 			return
 		}
 		f.enter("clean up")
-		undo := errors.Join(b.release(ctx), b.remove(ctx))
+		undo := b.release(ctx)
+		if undo == nil {
+			undo = b.remove(ctx)
+		}
 		if undo != nil {
 			// It stays listed, not ready, until a Stop and a Remove succeed.
 			b.store.addSandbox(b)
@@ -126,10 +129,8 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 	if b.record.Config, err = encodeMessage(config); err != nil {
 		return err
 	}
-	for _, dir := range []string{b.root(), b.state(), b.state("ns")} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return fmt.Errorf("make sandbox: %w", err)
-		}
+	if err := os.Mkdir(b.root(), 0o700); err != nil {
+		return fmt.Errorf("make sandbox: %w", err)
 	}
 	// After a power cut only a network's plugins have something to be told.
 	if err := b.writeRecord(b.ownNetwork(config)); err != nil {
@@ -166,6 +167,9 @@ func (b *Sandbox) makeNamespaces(ctx context.Context, f *flight[*Sandbox]) (*net
 	if err != nil {
 		return nil, err
 	}
+	if err := b.mountState(); err != nil {
+		return nil, err
+	}
 	if err := ns.create(); err != nil {
 		return nil, err
 	}
@@ -179,6 +183,39 @@ func (b *Sandbox) makeNamespaces(ctx context.Context, f *flight[*Sandbox]) (*net
 	}
 	f.enter("attach the network")
 	return b.store.net.Attach(ctx, b.pod())
+}
+
+// mountState mounts a small tmpfs for the pod's files and pins. All that is mounted
+// on it goes with it: taking the pod's mounts away costs one wait for the kernel's
+// readers of the mount table, not one for each.
+func (b *Sandbox) mountState() error {
+	if err := os.Mkdir(b.state(), 0o700); err != nil {
+		return fmt.Errorf("make sandbox: %w", err)
+	}
+	if err := unix.Mount("cri-runtime", b.state(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700,size=4m,nr_inodes=64"); err != nil {
+		return fmt.Errorf("make sandbox: mount tmpfs on %s: %w", b.state(), err)
+	}
+	if err := os.Mkdir(b.state("ns"), 0o700); err != nil {
+		return fmt.Errorf("make sandbox: %w", err)
+	}
+	return nil
+}
+
+// unmountState undoes mountState; idempotent. A namespace lives on while a process is in it.
+func (b *Sandbox) unmountState() error {
+	for {
+		err := unix.Unmount(b.state(), unix.MNT_DETACH)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", b.state(), err)
+		}
+	}
+	if err := os.RemoveAll(b.state()); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	return nil
 }
 
 // makeShm mounts the /dev/shm that the pod's containers share.
@@ -249,14 +286,7 @@ func (b *Sandbox) release(ctx context.Context) error {
 		// Without the namespace a plugin that has failed could not try again.
 		return all
 	}
-	ns := &namespaces{dir: b.state("ns")}
-	if err := ns.remove(); err != nil {
-		return err
-	}
-	if err := unix.Unmount(b.state("shm"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount /dev/shm of the pod: %w", err)
-	}
-	return nil
+	return b.unmountState()
 }
 
 // Remove stops the sandbox and removes it and its containers; idempotent.
@@ -293,9 +323,6 @@ func (b *Sandbox) remove(ctx context.Context) error {
 		if err != nil && !errors.Is(err, oci.ErrNotFound) {
 			return err
 		}
-	}
-	if err := os.RemoveAll(b.state()); err != nil {
-		return fmt.Errorf("remove: %w", err)
 	}
 	return b.store.discard(b.root())
 }

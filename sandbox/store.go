@@ -16,6 +16,7 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
 	"github.com/cri-runtime/cri-runtime/network"
@@ -25,6 +26,10 @@ import (
 
 // verbTimeout bounds a verb that goes on after its client has gone.
 const verbTimeout = 5 * time.Minute
+
+// closeTimeout bounds the wait for verbs under way when the daemon ends; what
+// they leave half done is undone by the next start, as after a crash.
+const closeTimeout = 5 * time.Second
 
 // Network attaches sandboxes to the pod network.
 type Network interface {
@@ -60,7 +65,8 @@ type Store struct {
 	containers map[string]*Container
 	names      map[string]*flight[*Sandbox] // by namespace, name, uid and attempt
 
-	background sync.WaitGroup
+	background sync.WaitGroup // verbs under way and tidying
+	watchers   sync.WaitGroup // they end with the connections to the monitors
 }
 
 // Open reads the records below config.Root and connects to the monitors that
@@ -110,12 +116,28 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 
 // Close lets go of the monitors; no container is stopped.
 func (s *Store) Close() error {
-	s.background.Wait()
+	quiet := make(chan struct{})
+	go func() {
+		s.background.Wait()
+		close(quiet)
+	}()
+	select {
+	case <-quiet:
+	case <-time.After(closeTimeout):
+		klog.InfoS("Work is left to the next start", "waited", closeTimeout)
+	}
 	var all error
 	for _, c := range s.Containers() {
 		all = errors.Join(all, c.detach())
 	}
+	s.watchers.Wait()
 	all = errors.Join(all, s.monitors.close())
+	// The parent of pods that named none: it goes when nothing runs in it.
+	if s.cgroups != nil {
+		if parent, err := s.cgroups.Load(filepath.Join("/", s.config.CgroupParent)); err == nil {
+			all = errors.Join(all, removeIdle(parent))
+		}
+	}
 	if s.emptyNS != nil {
 		all = errors.Join(all, s.emptyNS.Close())
 	}
