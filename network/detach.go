@@ -109,11 +109,7 @@ func (n *Network) deletions(att *Attachment, rec *record, rt *libcni.RuntimeConf
 			ContainerID: c.ContainerID, NetNS: rt.NetNS, IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
 		}})
 	}
-	if len(found) == 0 {
-		if list := n.refresh().list; list != nil {
-			found = append(found, deletion{list, rt})
-		}
-	}
+	// Without any record no plugin was ever run for the pod: Attach writes one first.
 	return found, nil
 }
 

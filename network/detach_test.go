@@ -101,7 +101,7 @@ func TestDetachSources(t *testing.T) {
 			lost(t, f.config.CacheDir+"/results")
 			lost(t, f.config.CacheDir+"/attachments/a1.json")
 			return nil
-		}, "new"},
+		}, ""},
 		"not even a configuration": {func(t *testing.T, f *fakes, _ *Attachment) *Attachment {
 			lost(t, f.config.CacheDir+"/results")
 			lost(t, f.config.CacheDir+"/attachments/a1.json")

@@ -309,7 +309,7 @@ func TestExecSync(t *testing.T) {
 
 func TestReopenLog(t *testing.T) {
 	f := setUp(t)
-	c := f.run(f.pod(), "c", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; "+forever)
+	c := f.run(f.pod(), "c", "sh", "-c", "trap 'exit 7' TERM; i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; "+forever)
 	path := c.Status().LogPath
 	for n := range 5 {
 		if err := os.Rename(path, fmt.Sprintf("%s.%d", path, n)); err != nil {

@@ -8,11 +8,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-const lockName = "lock"
+const (
+	lockName     = "lock"
+	lockPatience = 2 * time.Second
+)
 
 // lockDir makes dir, private to its owner, and keeps every other daemon out
 // of it until the returned file is closed or this process ends.
@@ -28,7 +32,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err = flock(f); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("%w (process %s): choose another directory", errInUse, holder(f))
 		}
@@ -42,6 +46,26 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
 	return f, nil
+}
+
+// flock takes the lock at once or a little later: a child of a daemon that was killed
+// may hold it until its execve.
+func flock(f *os.File) error {
+	last := time.NewTimer(lockPatience)
+	defer last.Stop()
+	again := time.NewTicker(lockPatience / 100)
+	defer again.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-last.C:
+			return err
+		case <-again.C:
+		}
+	}
 }
 
 // makePrivate takes group's and others' access to dir away (CVE-2024-25621:
