@@ -340,7 +340,7 @@ func pss(t testing.TB, pid int) float64 {
 // An idle monitor is small, also after a burst of output and of execs.
 func TestMemory(t *testing.T) {
 	bin, ctx := testBinary(t), testContext(t)
-	const n, limit = 20, 25.0
+	const n, limit = 20, 16.0
 	monitors := make([]*Monitor, n)
 	for i := range monitors {
 		b := newBox(t)

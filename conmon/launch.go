@@ -91,6 +91,9 @@ func (b *Binary) launch(ctx context.Context, l *Launch) (*Monitor, error) {
 	}
 	if err != nil {
 		m.abandon()
+		if l.ExitDir != nil { // of a child that was ready just before it was killed
+			_ = unix.Unlinkat(int(l.ExitDir.Fd()), exitFile, 0)
+		}
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	return m, nil
@@ -161,8 +164,10 @@ func (m *Monitor) launched(ctx context.Context, c *call, p Program) error {
 }
 
 // abandon lets the monitor undo the launch, which it does when it loses its
-// connection, and makes sure that it ends.
+// connection, and makes sure that it ends. The signal is for a child that has
+// become ready meanwhile.
 func (m *Monitor) abandon() {
+	_, _ = m.send(killPacket(0, unix.SIGKILL), nil)
 	m.Close()
 	ended := make(chan struct{})
 	go func() {
