@@ -137,6 +137,11 @@ func begin(t *testing.T) {
 	if node == nil {
 		t.Skip("needs root")
 	}
+	if node.Ended() { // an earlier test has failed to start it
+		if err := node.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	before, err := node.Residue()
 	if err != nil {
 		t.Fatal(err)

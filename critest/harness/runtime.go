@@ -223,6 +223,16 @@ func (r *Runtime) Restart(ctx context.Context, sig syscall.Signal) error {
 	return r.Start(ctx)
 }
 
+// Ended tells whether the daemon has ended.
+func (r *Runtime) Ended() bool {
+	select {
+	case <-r.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // ExitCode is the daemon's exit status, -1 while it runs or after a signal.
 func (r *Runtime) ExitCode() int {
 	select {

@@ -69,9 +69,10 @@ func BusyboxLayer(ctx context.Context) (Layer, error) {
 	return l, nil
 }
 
-// Signaller is a command that waits and ends with code 0 on SIGTERM.
+// Signaller is a command that prints "up", waits and ends with code 0 on
+// SIGTERM. Before it prints, as PID 1 without a handler, it would ignore the signal.
 func Signaller() []string {
-	return []string{"sh", "-c", `trap "exit 0" TERM; sleep 2147483647 & wait`}
+	return []string{"sh", "-c", `trap "exit 0" TERM; echo up; sleep 2147483647 & wait`}
 }
 
 func busyboxConfig() Config {
