@@ -3,7 +3,7 @@ GOLANGCI := 2.15.0
 DESTDIR ?=
 PREFIX ?= /usr/local
 FUZZTIME ?= 30s
-BENCH ?= .
+BENCHFLAGS ?=
 
 .PHONY: build test test-race bench demo lint vet fmt golden fuzz clean install
 .DEFAULT_GOAL := build
@@ -21,8 +21,10 @@ test:
 test-race: build
 	CGO_ENABLED=1 go test -race -p 1 -timeout 20m $$(go list ./... | grep -v /critest)
 
-bench: build
-	go test ./critest/... -run '^$$' -bench '$(BENCH)' -timeout 60m
+bench:
+	deploy/setup
+	$(MAKE) build
+	go run ./critest/bench $(BENCHFLAGS)
 
 demo:
 	deploy/demo
