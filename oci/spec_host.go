@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,7 +64,7 @@ func ReadHost() (*Host, error) {
 	if h.Rlimits, err = hardLimits(); err != nil {
 		return nil, fmt.Errorf("read host: %w", err)
 	}
-	h.SELinux = exists("/sys/fs/selinux/enforce")
+	h.SELinux = selinux.GetEnabled()
 	apparmor, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	h.AppArmor = err == nil && bytes.HasPrefix(apparmor, []byte("Y"))
 	h.HugepageSizes = limitedHugepages(h.CgroupV2)
