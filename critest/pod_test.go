@@ -97,8 +97,12 @@ func prepare(t *testing.T, config *runtimeapi.PodSandboxConfig) {
 			t.Error(err)
 		}
 		for _, d := range append(dirs, "/sys/fs/cgroup"+config.Linux.CgroupParent) {
-			if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				t.Logf("remove the pod's cgroup: %v", err) // the leak check tells what is in it
+			var last error
+			if err := harness.Until(context.Background(), patience, "the pod's cgroup to be empty", func() bool {
+				last = os.Remove(d)
+				return last == nil || errors.Is(last, fs.ErrNotExist)
+			}); err != nil {
+				t.Logf("%v: %v", err, last) // the leak check tells what is in it
 			}
 		}
 		if err := os.RemoveAll(config.LogDirectory); err != nil {

@@ -348,6 +348,12 @@ func TestTwoDaemons(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	open := true
+	t.Cleanup(func() {
+		if open {
+			_ = second.Close(context.Background()) // the test has failed before
+		}
+	})
 	p := run(t)
 	first := p.start("sleep 1000")
 	if list, err := second.CRI.ListPodSandbox(t.Context(), nil); err != nil || len(list) != 0 {
@@ -385,6 +391,7 @@ func TestTwoDaemons(t *testing.T) {
 			}
 		}
 	}
+	open = false
 	if err := second.Close(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -93,7 +93,7 @@ func (r *Runtime) processes() ([]string, error) {
 			_, _ = unix.Wait4(p.PID, &status, unix.WNOHANG, nil)
 			continue
 		}
-		if p.State == 'Z' || r.siblings(p) {
+		if p.State == 'Z' || r.foreign(table, p) {
 			continue
 		}
 		out = append(out, fmt.Sprintf("%d (%s, parent %d)", p.PID, p.Command, p.Parent))
@@ -103,11 +103,14 @@ func (r *Runtime) processes() ([]string, error) {
 
 func (r *Runtime) own(pid int) bool { return pid == r.PID() }
 
-// siblings tells whether p is a daemon that another Runtime of this test runs.
-func (r *Runtime) siblings(p Process) bool {
-	if p.Parent != os.Getpid() {
-		return false
+// foreign tells whether p is a daemon that another Runtime of this test runs,
+// or descends from one.
+func (r *Runtime) foreign(table map[int]Process, p Process) bool {
+	for at := p; at.PID > 1 && at.PID != os.Getpid(); at = table[at.Parent] {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", at.PID))
+		if err == nil && strings.Contains(string(line), "config.toml") && !strings.Contains(string(line), r.Dir) {
+			return true
+		}
 	}
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
-	return err == nil && strings.Contains(string(line), "config.toml") && !strings.Contains(string(line), r.Dir)
+	return false
 }

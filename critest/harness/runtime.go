@@ -269,8 +269,8 @@ func (r *Runtime) Close(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("process %s: %w", left, ErrResidue))
 	}
 	for _, left := range append(residue.Mounts, residue.Cgroups...) {
-		if strings.HasSuffix(left, r.Parent+"/default") {
-			continue // the daemon's own, for pods that name no parent
+		if strings.HasSuffix(left, r.Parent+"/default") || strings.HasSuffix(left, r.Parent+"/default/daemon") {
+			continue // the daemon's own
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", left, ErrResidue))
 	}
