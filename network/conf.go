@@ -112,7 +112,7 @@ func readConf(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close() //nolint:errcheck // nothing was written
+	defer file.Close()
 	stat, err := file.Stat()
 	if err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ func LoopbackUp() error {
 	if err != nil {
 		return fmt.Errorf("bring up lo: %w", os.NewSyscallError("socket", err))
 	}
-	defer unix.Close(fd) //nolint:errcheck // a socket that was never connected
+	defer unix.Close(fd)
 	request, err := unix.NewIfreq("lo")
 	if err != nil {
 		return fmt.Errorf("bring up lo: %w", err)

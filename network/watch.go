@@ -28,7 +28,7 @@ func (n *Network) watch(ctx context.Context) {
 	if err != nil {
 		klog.InfoS("No notice of changed CNI configuration, it is read on a timer", "err", err)
 	} else {
-		defer watcher.Close() //nolint:errcheck // nothing depends on it
+		defer watcher.Close()
 		events, errs = watcher.Events, watcher.Errors
 	}
 	for {

@@ -243,7 +243,7 @@ func readCgroupFile(dir, file string) (string, error) {
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: p, Err: err}
 	}
-	defer unix.Close(fd) //nolint:errcheck // it was only read
+	defer unix.Close(fd)
 	var buf [4096]byte
 	n, err := unix.Read(fd, buf[:])
 	if err != nil {

@@ -140,7 +140,7 @@ func (c *Cgroup) denyDevices(made []string, res *cgroups.Resources) error {
 	if err != nil {
 		return err
 	}
-	defer allow.Close() //nolint:errcheck // each write was checked
+	defer allow.Close()
 	for _, rule := range res.Devices[1:] {
 		if _, err := allow.WriteString(rule.CgroupString()); err != nil {
 			return fmt.Errorf("allow device %s: %w", rule.CgroupString(), err)

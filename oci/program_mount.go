@@ -174,12 +174,12 @@ func propagationText(p uint64) string {
 	return "private"
 }
 
-func (m *mounter) mountSetattr(name string, s int, all bool, attr [4]uint64, text string) *Step {
+func (m *mounter) mountSetattr(name string, s int, all bool, attr [4]uint64, text string) {
 	fl, ft := uint64(unix.AT_EMPTY_PATH), "AT_EMPTY_PATH"
 	if all {
 		fl, ft = fl|unix.AT_RECURSIVE, ft+"|AT_RECURSIVE"
 	}
-	return m.call(name, unix.SYS_MOUNT_SETATTR, slotArg(s), m.str(""), flags(fl, ft), m.words("{"+text+"}", attr[:]...), num(len(attr)*8))
+	m.call(name, unix.SYS_MOUNT_SETATTR, slotArg(s), m.str(""), flags(fl, ft), m.words("{"+text+"}", attr[:]...), num(len(attr)*8))
 }
 
 // attachRoot appends the step from the host's mount namespace to the

@@ -21,7 +21,7 @@ func (p *Program) Print(w io.Writer) error {
 	if p.pidNS >= 0 {
 		fmt.Fprintf(out, " in PID namespace $%d", p.pidNS)
 	}
-	out.WriteByte('\n')
+	fmt.Fprintln(out)
 	for i, f := range p.Files {
 		fmt.Fprintf(out, "$%d = %s\n", slotFiles+i, f)
 	}

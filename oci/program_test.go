@@ -72,8 +72,16 @@ func TestCompileGolden(t *testing.T) {
 		spec string
 		v2   bool
 	}{
-		{"minimal", false}, {"minimal", true}, {"kubelet", false}, {"privileged", false}, {"mounts", false}, {"readonly-rootfs-tty", false},
-		{"shared-pid", false}, {"host-namespaces", true}, {"device", false}, {"selinux", true},
+		{"minimal", false},
+		{"minimal", true},
+		{"kubelet", false},
+		{"privileged", false},
+		{"mounts", false},
+		{"readonly-rootfs-tty", false},
+		{"shared-pid", false},
+		{"host-namespaces", true},
+		{"device", false},
+		{"selinux", true},
 	} {
 		name := c.spec + map[bool]string{false: ".v1", true: ".v2"}[c.v2]
 		t.Run(name, func(t *testing.T) {

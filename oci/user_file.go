@@ -32,7 +32,7 @@ func readAccounts(root *os.File, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the image's file: %w", err)
 	}
-	defer place.Close() //nolint:errcheck // it was only read
+	defer place.Close()
 	st, err := place.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read the image's file: %w", err)
@@ -44,7 +44,7 @@ func readAccounts(root *os.File, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the image's file %s: %w", name, err)
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxAccountBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the image's file: %w", err)

@@ -64,7 +64,7 @@ func (p *monitorPlace) close() error {
 // removeIdle removes a cgroup if no process is in it or below it.
 func removeIdle(cg *oci.Cgroup) error {
 	if busy, err := cg.Populated(); err != nil || busy {
-		return nil //nolint:nilerr // one that is gone is removed
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()

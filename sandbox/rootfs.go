@@ -163,12 +163,13 @@ func openInRoot(root int, p string, flags uint64) (int, error) {
 	if rel == "" {
 		rel = "."
 	}
-	for {
+	for tries := 0; ; tries++ {
 		fd, err := unix.Openat2(root, rel, &unix.OpenHow{
 			Flags:   flags | unix.O_PATH | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 		})
-		if err != unix.EINTR && err != unix.EAGAIN { //nolint:errorlint // a bare errno
+		// EAGAIN: something was renamed meanwhile, it could not be ruled out that ".." led out.
+		if (err != unix.EINTR && err != unix.EAGAIN) || tries == maxLinks {
 			return fd, err
 		}
 	}

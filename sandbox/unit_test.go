@@ -29,8 +29,16 @@ func TestStopSignal(t *testing.T) {
 		{runtimeapi.Signal_SIGNAL_SIGRTMINPLUS15, "", 49},
 		{runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS14, "", 50},
 		{runtimeapi.Signal_SIGNAL_SIGRTMAX, "", 64},
-		{0, "SIGQUIT", 3}, {0, "quit", 3}, {0, "3", 3}, {0, "SIGRTMIN+3", 37}, {0, "rtmax-1", 63},
-		{0, "SIGRTMIN+99", 15}, {0, "0", 15}, {0, "65", 15}, {0, "-9", 15}, {0, "x\x00", 15},
+		{0, "SIGQUIT", 3},
+		{0, "quit", 3},
+		{0, "3", 3},
+		{0, "SIGRTMIN+3", 37},
+		{0, "rtmax-1", 63},
+		{0, "SIGRTMIN+99", 15},
+		{0, "0", 15},
+		{0, "65", 15},
+		{0, "-9", 15},
+		{0, "x\x00", 15},
 	} {
 		image := &imagespec.Image{Config: imagespec.ImageConfig{StopSignal: c.image}}
 		got, err := stopSignal(&runtimeapi.ContainerConfig{StopSignal: c.request}, image)
@@ -48,9 +56,14 @@ func TestStateTable(t *testing.T) {
 		from, to runtimeapi.ContainerState
 		legal    bool
 	}{
-		{stateCreated, stateRunning, true}, {stateCreated, stateExited, true}, {stateRunning, stateExited, true},
-		{stateRunning, stateCreated, false}, {stateExited, stateRunning, false}, {stateExited, stateExited, false},
-		{stateUnknown, stateRunning, true}, {stateRunning, stateUnknown, false},
+		{stateCreated, stateRunning, true},
+		{stateCreated, stateExited, true},
+		{stateRunning, stateExited, true},
+		{stateRunning, stateCreated, false},
+		{stateExited, stateRunning, false},
+		{stateExited, stateExited, false},
+		{stateUnknown, stateRunning, true},
+		{stateRunning, stateUnknown, false},
 	} {
 		ctr := &Container{}
 		ctr.status.Store(&ContainerStatus{State: c.from})
@@ -142,8 +155,11 @@ func TestLogPath(t *testing.T) {
 		bad             bool
 	}{
 		{"/var/log/pods/p", "c/0.log", "/var/log/pods/p/c/0.log", false},
-		{"", "c.log", "", false}, {"/l", "", "", false},
-		{"/l", "../x", "", true}, {"/l", "/etc/passwd", "", true}, {"l", "x", "", true},
+		{"", "c.log", "", false},
+		{"/l", "", "", false},
+		{"/l", "../x", "", true},
+		{"/l", "/etc/passwd", "", true},
+		{"l", "x", "", true},
 	} {
 		got, err := logPath(&runtimeapi.PodSandboxConfig{LogDirectory: c.dir}, &runtimeapi.ContainerConfig{LogPath: c.file})
 		if got != c.want || errors.Is(err, ErrInvalid) != c.bad {

@@ -182,7 +182,7 @@ func (c *compiler) amd64(extra []specs.Arch) error {
 	// treated like the x86-64 call of the same number: those that are not are
 	// picked out first, then the bit is cleared.
 	own := c.search(append(stretches(nil), native...).fold(), c.target)
-	elsewhere := own
+	var elsewhere label
 	if x32 != nil {
 		c.targets[classElsewhere] = c.then(opAnd, ^uint32(x32Bit), own)
 		elsewhere = c.search(difference(x32, native).fold(), c.target)

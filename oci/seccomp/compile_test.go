@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files") //nolint:gochecknoglobals // a flag of go test
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 func defaultProfile(t testing.TB, arch string, caps ...string) *specs.LinuxSeccomp {
 	t.Helper()

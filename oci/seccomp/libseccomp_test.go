@@ -58,7 +58,7 @@ func libraryNames(t *testing.T, bin string) *known {
 }
 
 // operators in the numbering of enum scmp_compare.
-var scmpCompare = []specs.LinuxSeccompOperator{ //nolint:gochecknoglobals // a constant table of the tests
+var scmpCompare = []specs.LinuxSeccompOperator{
 	1: specs.OpNotEqual, 2: specs.OpLessThan, 3: specs.OpLessEqual, 4: specs.OpEqualTo,
 	5: specs.OpGreaterEqual, 6: specs.OpGreaterThan, 7: specs.OpMaskedEqual,
 }
@@ -128,14 +128,34 @@ const scmpX32 = unix.AUDIT_ARCH_X86_64 &^ (1 << 31) // EM_X86_64|__AUDIT_ARCH_LE
 
 func machines() []machine {
 	return []machine{
-		{"amd64", []specs.Arch{specs.ArchX86_64, specs.ArchX86, specs.ArchX32}, []uint32{auditX8664, auditI386, scmpX32},
-			[]abi{abiX8664, abiI386, abiX32}, []uint32{auditX8664, auditI386, auditX8664}},
-		{"amd64", []specs.Arch{specs.ArchX86_64}, []uint32{auditX8664},
-			[]abi{abiX8664, abiI386, abiX32}, []uint32{auditX8664, auditI386, auditX8664}},
-		{"arm64", []specs.Arch{specs.ArchAARCH64, specs.ArchARM}, []uint32{auditAARCH64, auditARM},
-			[]abi{abiARM64, abiARM}, []uint32{auditAARCH64, auditARM}},
-		{"arm64", []specs.Arch{specs.ArchAARCH64}, []uint32{auditAARCH64},
-			[]abi{abiARM64, abiARM}, []uint32{auditAARCH64, auditARM}},
+		{
+			"amd64",
+			[]specs.Arch{specs.ArchX86_64, specs.ArchX86, specs.ArchX32},
+			[]uint32{auditX8664, auditI386, scmpX32},
+			[]abi{abiX8664, abiI386, abiX32},
+			[]uint32{auditX8664, auditI386, auditX8664},
+		},
+		{
+			"amd64",
+			[]specs.Arch{specs.ArchX86_64},
+			[]uint32{auditX8664},
+			[]abi{abiX8664, abiI386, abiX32},
+			[]uint32{auditX8664, auditI386, auditX8664},
+		},
+		{
+			"arm64",
+			[]specs.Arch{specs.ArchAARCH64, specs.ArchARM},
+			[]uint32{auditAARCH64, auditARM},
+			[]abi{abiARM64, abiARM},
+			[]uint32{auditAARCH64, auditARM},
+		},
+		{
+			"arm64",
+			[]specs.Arch{specs.ArchAARCH64},
+			[]uint32{auditAARCH64},
+			[]abi{abiARM64, abiARM},
+			[]uint32{auditAARCH64, auditARM},
+		},
 	}
 }
 
@@ -244,7 +264,7 @@ func lacks(lib *known, a abi, name string) bool {
 	}, name)
 }
 
-var namesByNumber = sync.OnceValue(func() (out [abiCount]map[uint32]string) { //nolint:gochecknoglobals // computed once for the tests
+var namesByNumber = sync.OnceValue(func() (out [abiCount]map[uint32]string) {
 	for a := range abiCount {
 		out[a] = map[uint32]string{}
 		for row := range tableLen {

@@ -151,11 +151,11 @@ func resolve(raw *moby.Seccomp, h host) (*specs.LinuxSeccomp, error) {
 		if s == nil {
 			return nil, fmt.Errorf("syscalls[%d]: %w: null", i, ErrInvalid)
 		}
-		if s.Name != "" { // the form of docker before 1.13
+		if s.Name != "" { //nolint:staticcheck // SA1019: old profiles, the form of docker before 1.13, are still in use
 			if len(s.Names) != 0 {
 				return nil, fmt.Errorf("syscalls[%d]: %w: name and names exclude each other", i, ErrInvalid)
 			}
-			s.Names = []string{s.Name}
+			s.Names = []string{s.Name} //nolint:staticcheck // SA1019: see above
 		}
 		if h.meets(s.Includes, s.Excludes) {
 			out.Syscalls = append(out.Syscalls, s.LinuxSyscall)
