@@ -44,8 +44,12 @@ func TestEnvironment(t *testing.T) {
 	got := p.output("", withImage(t, "full"), func(c *runtimeapi.ContainerConfig) {
 		c.Command = []string{"env"}
 		c.Envs = []*runtimeapi.KeyValue{
-			{Key: "OWN", Value: []byte("own")}, {Key: "BOTH", Value: []byte("request")}, {Key: "EQUALS", Value: []byte("a=b=c")},
-			{Key: "SPACE", Value: []byte(" x ")}, {Key: "UTF", Value: []byte("ünï")}, {Key: "NOTHING"},
+			{Key: "OWN", Value: []byte("own")},
+			{Key: "BOTH", Value: []byte("request")},
+			{Key: "EQUALS", Value: []byte("a=b=c")},
+			{Key: "SPACE", Value: []byte(" x ")},
+			{Key: "UTF", Value: []byte("ünï")},
+			{Key: "NOTHING"},
 		}
 	})
 	seen := map[string]string{}

@@ -43,7 +43,7 @@ func TestDaemonIsKilledWithContainersRunning(t *testing.T) {
 			killed.prints("up")
 			stopper.prints("up")
 			writer.prints("line 10")
-			before := *p.status() //nolint:govet // compared field by field
+			before := p.status()
 			var down, up time.Time
 			restart(t, sig, func() {
 				down = time.Now()
@@ -56,7 +56,7 @@ func TestDaemonIsKilledWithContainersRunning(t *testing.T) {
 			})
 			after := p.status()
 			if after.State != before.State || after.CreatedAt != before.CreatedAt || after.Network.GetIp() != before.Network.GetIp() {
-				t.Errorf("the pod was %v and is %v", &before, after)
+				t.Errorf("the pod was %v and is %v", before, after)
 			}
 			if r := exiting.wait(); r.code != 42 || r.reason != "Error" {
 				t.Errorf("exit without the daemon: %+v", r)
@@ -385,8 +385,11 @@ func TestTwoDaemons(t *testing.T) {
 	}
 	for _, h := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
 		dirs, err := filepath.Glob(h + config.Linux.CgroupParent)
+		if err != nil {
+			t.Error(err)
+		}
 		for _, d := range dirs {
-			if err = os.Remove(d); err != nil {
+			if err := os.Remove(d); err != nil {
 				t.Error(err)
 			}
 		}

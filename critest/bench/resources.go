@@ -199,5 +199,5 @@ func pss(pid int) (float64, error) {
 			return strconv.ParseFloat(fields[1], 64)
 		}
 	}
-	return 0, fmt.Errorf("Pss of process %d: %w", pid, errNoValue)
+	return 0, fmt.Errorf("memory of process %d: %w", pid, errNoValue)
 }

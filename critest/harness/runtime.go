@@ -46,7 +46,6 @@ type Runtime struct {
 	options Options
 	command *exec.Cmd
 	ended   chan struct{}
-	log     *os.File
 }
 
 // New makes the directories and starts the daemon.
@@ -141,10 +140,11 @@ func (r *Runtime) connect(ctx context.Context) error {
 		return err
 	}
 	if r.CRI == nil {
-		if r.CRI, err = cri.NewRemoteRuntimeService(ctx, endpoint, 2*time.Minute, nil, false); err != nil {
+		if r.CRI, err = runtimeClient(ctx, endpoint, 2*time.Minute); err != nil {
 			return fmt.Errorf("runtime client: %w", err)
 		}
-		if r.Images, err = cri.NewRemoteImageService(ctx, endpoint, 2*time.Minute, nil, false); err != nil {
+		if r.Images, err = cri.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).
+			WithConnectionTimeout(2 * time.Minute).WithTracerProvider(nil).Build(ctx); err != nil {
 			return fmt.Errorf("image client: %w", err)
 		}
 		if r.Conn, err = grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -165,6 +165,12 @@ func (r *Runtime) connect(ctx context.Context) error {
 	})
 }
 
+// runtimeClient is the kubelet's client; timeout bounds each call, too.
+func runtimeClient(ctx context.Context, endpoint string, timeout time.Duration) (internalapi.RuntimeService, error) {
+	return cri.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(timeout).
+		WithTracerProvider(nil).Build(ctx)
+}
+
 // awaitAnswer asks over connections of its own, so that no client's back-off
 // is met.
 func (r *Runtime) awaitAnswer(ctx context.Context) error {
@@ -176,7 +182,7 @@ func (r *Runtime) awaitAnswer(ctx context.Context) error {
 		}
 		probe, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		c, err := cri.NewRemoteRuntimeService(probe, "unix://"+r.Socket, 5*time.Second, nil, false)
+		c, err := runtimeClient(probe, "unix://"+r.Socket, 5*time.Second)
 		if err != nil {
 			return false
 		}
