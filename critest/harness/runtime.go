@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	cri "k8s.io/cri-client/pkg"
 )
 
@@ -182,16 +183,19 @@ func (r *Runtime) awaitAnswer(ctx context.Context) error {
 		}
 		probe, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		c, err := runtimeClient(probe, "unix://"+r.Socket, 5*time.Second)
+		// The kubelet's client would keep a connection of every vain attempt.
+		conn, err := grpc.NewClient("unix://"+r.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithAuthority("localhost"))
 		if err != nil {
 			return false
 		}
-		defer c.Close(ctx)
-		if _, err = c.Version(probe, "v1"); err != nil {
+		defer conn.Close()
+		c := runtimeapi.NewRuntimeServiceClient(conn)
+		if _, err = c.Version(probe, &runtimeapi.VersionRequest{}); err != nil {
 			return false
 		}
 		if r.options.Peer { // its CRI plugin answers before it is ready to work
-			status, err := c.Status(probe, false)
+			status, err := c.Status(probe, &runtimeapi.StatusRequest{})
 			return err == nil && len(status.Status.Conditions) > 0
 		}
 		return true
