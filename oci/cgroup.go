@@ -368,6 +368,16 @@ func (c *Cgroup) home() *place {
 	return &c.places[0]
 }
 
+// RemoveIdle removes the cgroup if no process is left in it or below it;
+// otherwise it stays. A cgroup that is gone already is no error.
+func (c *Cgroup) RemoveIdle() error {
+	err := c.removeDirs()
+	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
+		return nil
+	}
+	return fmt.Errorf("remove cgroup: %w", err)
+}
+
 // Remove kills what is left and removes the cgroup with all below it. It
 // goes on until ctx ends; a cgroup that is gone already is no error.
 func (c *Cgroup) Remove(ctx context.Context) error {

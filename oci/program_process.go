@@ -232,7 +232,7 @@ func (c *process) execute() {
 	envp.text = fmt.Sprintf("{%d variables}", len(c.proc.Env))
 	command := c.proc.Args[0]
 	if strings.Contains(command, "/") {
-		c.call("execute "+command, unix.SYS_EXECVE, c.str(command), argv, envp)
+		c.call("execute "+shorten(command), unix.SYS_EXECVE, c.str(command), argv, envp)
 		return
 	}
 	if command == "" {
@@ -244,10 +244,19 @@ func (c *process) execute() {
 		if dir == "" || dir == "." {
 			candidate = "./" + command
 		}
-		c.call("execute "+candidate, unix.SYS_EXECVE, c.str(candidate), argv, envp).
+		c.call("execute "+shorten(candidate), unix.SYS_EXECVE, c.str(candidate), argv, envp).
 			allow(0, unix.ENOENT, unix.ENOTDIR, unix.ELOOP).keepErrno(unix.EACCES)
 	}
-	c.call(fmt.Sprintf("find %q in PATH", command), opFail, num(int(unix.ENOENT)))
+	c.call(fmt.Sprintf("find %q in PATH", shorten(command)), opFail, num(int(unix.ENOENT)))
+}
+
+// shorten cuts what the request chose to a length that an error can show.
+func shorten(name string) string {
+	const most = 200
+	if len(name) <= most {
+		return name
+	}
+	return name[:most] + "..."
 }
 
 func searchPath(env []string) []string {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/conmon"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/oci/seccomp"
 )
 
 // killTimeout bounds the wait for a process that was sent SIGKILL.
@@ -36,7 +37,8 @@ type Container struct {
 	monitor *conmon.Monitor
 	program *oci.Program // until the container is started: names the steps of errors
 	spec    *specs.Spec  // what execs need of config.json, read by the first one
-	leaving bool         // this daemon has let go of the container
+	filter  *seccomp.Filter
+	leaving bool // this daemon has let go of the container
 }
 
 // Status returns the current state; it never waits.

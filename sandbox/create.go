@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -95,7 +96,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		return err
 	}
 	f.enter("mount the root file system")
-	if l.rootfs, err = overlay(c.root(), image.Layers); err != nil {
+	if l.rootfs, err = overlay(c.root(), append(slices.Clone(image.Layers), c.store.root("skeleton"))); err != nil {
 		return err
 	}
 	defer l.rootfs.Close()
@@ -112,19 +113,12 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	if err != nil {
 		return err
 	}
-	if err := l.writeCreated(); err != nil {
+	// With its final name the bundle says that the container was created.
+	if err := os.Rename(l.root(unfinishedBundle), l.root(bundle)); err != nil {
 		return errors.Join(err, l.cgroup.Kill(), m.Close())
 	}
 	l.publish(m)
 	return nil
-}
-
-func (l *launch) writeCreated() error {
-	user, err := encodeMessage(l.user.CRI())
-	if err != nil {
-		return err
-	}
-	return writeRecord(l.root("created.json"), &createdRecord{User: user}, false)
 }
 
 func (l *launch) writeRecord() error {
@@ -249,7 +243,7 @@ func (l *launch) prepareFiles() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(l.root("config.json"), encoded, 0o600); err != nil {
+	if err := os.WriteFile(l.root(unfinishedBundle), encoded, 0o600); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
 	o := &l.options

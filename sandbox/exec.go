@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ const (
 	// drainTimeout bounds the wait for output after the command has ended,
 	// while a child of it holds its streams open (CVE-2026-53495).
 	drainTimeout = 2 * time.Second
+	minRead      = 512
 )
 
 // ExecResult is what an ExecSync command left.
@@ -53,7 +55,7 @@ func (c *Container) ExecSync(ctx context.Context, command []string, timeout int6
 	r, err := c.execSync(ctx, command, sub)
 	if err == nil {
 		// What the command leaves running, as a lifecycle hook may, goes with the container.
-		if err := removeIdle(sub); err != nil {
+		if err := sub.RemoveIdle(); err != nil {
 			klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
 		}
 		return r, nil
@@ -105,9 +107,9 @@ func (c *Container) execProgram(command []string, sub *oci.Cgroup, open *fileLis
 	if err != nil {
 		return nil, nil, err
 	}
-	var o oci.CompileOptions
-	if err := c.store.compileOptions(&o, sub, spec.Linux.Seccomp); err != nil {
-		return nil, nil, err
+	o := oci.CompileOptions{TaskFiles: sub.JoinPaths(), CgroupV2: c.store.cgroups.V2(), LastCap: c.store.lastCap()}
+	if f := c.filter; f != nil {
+		o.Seccomp, o.SeccompFlags = f.Instructions, f.Flags
 	}
 	program, err := oci.CompileExec(spec, oci.ExecProcess(spec, command, false), &o)
 	if err != nil {
@@ -127,7 +129,7 @@ func (c *Container) execSpec() (*specs.Spec, error) {
 	if c.spec != nil {
 		return c.spec, nil
 	}
-	data, err := os.ReadFile(c.root("config.json"))
+	data, err := os.ReadFile(c.root(bundle))
 	if err != nil {
 		return nil, fmt.Errorf("read bundle: %w", err)
 	}
@@ -136,10 +138,12 @@ func (c *Container) execSpec() (*specs.Spec, error) {
 		return nil, err
 	}
 	full.Process.Args = nil
-	c.spec = &specs.Spec{
-		Process: full.Process,
-		Linux:   &specs.Linux{Namespaces: full.Linux.Namespaces, Seccomp: full.Linux.Seccomp},
+	if full.Linux.Seccomp != nil {
+		if c.filter, err = c.store.filters.Compile(full.Linux.Seccomp, runtime.GOARCH); err != nil {
+			return nil, err
+		}
 	}
+	c.spec = &specs.Spec{Process: full.Process, Linux: &specs.Linux{Namespaces: full.Linux.Namespaces}}
 	return c.spec, nil
 }
 
@@ -168,18 +172,22 @@ func (o *output) read() {
 	o.done = make(chan struct{})
 	go func() {
 		defer close(o.done)
-		_, _ = io.Copy(o, o.r) // ends with the last writer, or when take gives up
+		for o.readSome() { // until the last writer is gone, or take gives up
+		}
 	}()
 }
 
-// Write keeps what fits and drops the rest, so that the command is not blocked.
-func (o *output) Write(p []byte) (int, error) {
+// readSome keeps what fits and drops the rest, so that the command is not
+// blocked. Most commands write little: the buffer grows with what comes.
+func (o *output) readSome() bool {
+	o.kept = slices.Grow(o.kept, max(minRead, len(o.kept)/2))
+	n, err := o.r.Read(o.kept[len(o.kept):cap(o.kept)])
 	o.room.mu.Lock()
-	n := min(len(p), o.room.left)
-	o.room.left -= n
+	fits := min(n, o.room.left)
+	o.room.left -= fits
 	o.room.mu.Unlock()
-	o.kept = append(o.kept, p[:n]...)
-	return len(p), nil
+	o.kept = o.kept[:len(o.kept)+fits]
+	return err == nil
 }
 
 // take waits for the end of the stream, or of ctx, and returns what was read.

@@ -55,7 +55,7 @@ func readProfile(path string) ([]byte, error) {
 // compileOptions fills in what all programs of a container have in common.
 func (s *Store) compileOptions(o *oci.CompileOptions, cg *oci.Cgroup, profile *specs.LinuxSeccomp) error {
 	o.TaskFiles, o.CgroupV2, o.Hierarchies = cg.JoinPaths(), s.cgroups.V2(), s.v1
-	o.LastCap = len(s.host.Capabilities) - 1
+	o.LastCap = s.lastCap()
 	if profile == nil {
 		return nil
 	}
@@ -66,3 +66,5 @@ func (s *Store) compileOptions(o *oci.CompileOptions, cg *oci.Cgroup, profile *s
 	o.Seccomp, o.SeccompFlags = f.Instructions, f.Flags
 	return nil
 }
+
+func (s *Store) lastCap() int { return len(s.host.Capabilities) - 1 }

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -58,15 +57,5 @@ func (p *monitorPlace) close() error {
 	if p.cgroup == nil {
 		return all
 	}
-	return errors.Join(all, removeIdle(p.cgroup))
-}
-
-// removeIdle removes a cgroup if no process is in it or below it.
-func removeIdle(cg *oci.Cgroup) error {
-	if busy, err := cg.Populated(); err != nil || busy {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-	defer cancel()
-	return cg.Remove(ctx)
+	return errors.Join(all, p.cgroup.RemoveIdle())
 }

@@ -67,7 +67,7 @@ func (b *Sandbox) startPause(ctx context.Context) (int, error) {
 			ns = append(ns, specs.LinuxNamespace{Type: kind, Path: p})
 		}
 	}
-	program, err := oci.CompilePause(ns, &oci.CompileOptions{TaskFiles: cg.JoinPaths(), LastCap: len(b.store.host.Capabilities) - 1})
+	program, err := oci.CompilePause(ns, &oci.CompileOptions{TaskFiles: cg.JoinPaths(), LastCap: b.store.lastCap()})
 	if err == nil {
 		pause.Program = program
 		var pid int

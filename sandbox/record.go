@@ -37,7 +37,7 @@ type pauseRecord struct {
 }
 
 // containerRecord is container.json, written once, before the first effect. What
-// happens later is in files beside it: created.json, `exit` by the monitor, and lost.json.
+// happens later is in files beside it: config.json, `exit` by the monitor, and lost.json.
 type containerRecord struct {
 	ID         string
 	SandboxID  string
@@ -49,10 +49,11 @@ type containerRecord struct {
 	LogPath    string `json:",omitempty"`
 }
 
-// createdRecord is created.json, written when CreateContainer has succeeded.
-type createdRecord struct {
-	User json.RawMessage // ContainerUser
-}
+// config.json has its final name once CreateContainer has succeeded.
+const (
+	bundle           = "config.json"
+	unfinishedBundle = "config.json.tmp"
+)
 
 func encodeMessage(m proto.Message) (json.RawMessage, error) {
 	b, err := protojson.Marshal(m)

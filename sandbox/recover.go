@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/oci"
 )
 
 const (
@@ -91,8 +92,15 @@ func (s *Store) removeAll(path string) {
 }
 
 // quarantine puts a directory whose record cannot be read aside, so that
-// nothing is lost and nothing else suffers.
+// nothing is lost and nothing else suffers. One without a record is removed.
 func (s *Store) quarantine(dir string, why error) {
+	if errors.Is(why, os.ErrNotExist) {
+		// A crash came before the record, and nothing has an effect before it.
+		if err := s.discard(dir); err != nil {
+			klog.ErrorS(err, "Remove a directory without a record", "dir", dir)
+		}
+		return
+	}
 	to := s.root("damaged", filepath.Base(dir)+"-"+newID()[:8])
 	err := os.Rename(dir, to)
 	klog.ErrorS(why, "Record is unusable, its directory was moved aside", "dir", dir, "to", to, "err", err)
@@ -190,20 +198,24 @@ func (s *Store) loadContainer(id string) (*Container, error) {
 }
 
 // readUser returns the user that the container's status reports, nil when
-// that is not on record.
+// the bundle cannot be read.
 func (c *Container) readUser() *runtimeapi.ContainerUser {
-	var r createdRecord
-	u := &runtimeapi.ContainerUser{}
-	if readRecord(c.root("created.json"), &r) != nil || decodeMessage(r.User, u) != nil {
+	data, err := os.ReadFile(c.root(bundle))
+	if err != nil {
 		return nil
 	}
-	return u
+	spec, err := oci.DecodeSpec(data)
+	if err != nil || spec.Process == nil {
+		return nil
+	}
+	u := spec.Process.User
+	return oci.User{UID: u.UID, GID: u.GID, AdditionalGids: u.AdditionalGids}.CRI()
 }
 
 // recover finds the container's monitor or its last words and makes it known
 // again, or says how to undo it.
 func (c *Container) recover(ctx context.Context) []func(context.Context) error {
-	if _, ok := c.store.sandboxes[c.box.id]; !ok || !exists(c.root("created.json")) {
+	if _, ok := c.store.sandboxes[c.box.id]; !ok || !exists(c.root(bundle)) {
 		return []func(context.Context) error{c.undo}
 	}
 	c.store.addContainer(c)

@@ -124,7 +124,7 @@ func TestHalfMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.record.Ready = false
-	if err := errors.Join(b.writeRecord(false), os.Remove(c.root("created.json"))); err != nil {
+	if err := errors.Join(b.writeRecord(false), os.Rename(c.root(bundle), c.root(unfinishedBundle))); err != nil {
 		t.Fatal(err)
 	}
 	f.open()
@@ -141,9 +141,9 @@ func TestDamagedRecords(t *testing.T) {
 	if err := f.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{"sandboxes", "containers"} {
-		bad := f.store.root(dir, "bad")
-		if err := errors.Join(os.Mkdir(bad, 0o700), os.WriteFile(filepath.Join(bad, dir[:len(dir)-2]+".json"), []byte("{"), 0o600)); err != nil {
+	for dir, record := range map[string]string{"sandboxes": "sandbox.json", "containers": "container.json"} {
+		bad, empty := f.store.root(dir, "bad"), f.store.root(dir, "empty")
+		if err := errors.Join(os.Mkdir(bad, 0o700), os.Mkdir(empty, 0o700), os.WriteFile(filepath.Join(bad, record), []byte("{"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -154,5 +154,10 @@ func TestDamagedRecords(t *testing.T) {
 	aside, err := os.ReadDir(f.store.root("damaged"))
 	if err != nil || len(aside) != 2 {
 		t.Error("quarantine holds", aside, err)
+	}
+	for _, dir := range []string{"sandboxes", "containers"} {
+		if exists(f.store.root(dir, "empty")) {
+			t.Error("a directory without a record is left in", dir)
+		}
 	}
 }

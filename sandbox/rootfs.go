@@ -17,6 +17,24 @@ import (
 // maxLinks bounds the symlinks followed on the way to one mount point.
 const maxLinks = 40
 
+// skeleton makes the layer that lies below every image. It holds the mount
+// points that every container needs: one that an image lacks need not be made
+// in each writable layer, which costs a copy of its parent there.
+func skeleton(dir string) error {
+	for _, d := range []string{"dev", "etc", "proc", "sys"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return fmt.Errorf("make the lowest layer: %w", err)
+		}
+	}
+	for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
+		if err := os.WriteFile(filepath.Join(dir, "etc", f), nil, worldReadable); err != nil {
+			return fmt.Errorf("make the lowest layer: %w", err)
+		}
+	}
+	// The directory is the root of an image without layers.
+	return os.Chmod(dir, 0o755)
+}
+
 // overlay mounts layers (top first) with a writable layer below dir, as a detached mount:
 // it is in no mount namespace until the container's init attaches it.
 // It is `volatile`: a container's writable layer does not outlive a crash of the
@@ -47,6 +65,7 @@ func overlay(dir string, layers []string) (_ *os.File, err error) {
 	set("upperdir", upper)
 	set("workdir", work)
 	set("metacopy", "off")
+	set("uuid", "off") // saves an extended attribute of each writable layer
 	if err == nil {
 		if err = unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
 			err = fmt.Errorf("overlay: option volatile: %w%s", err, kernelSays(fsfd))

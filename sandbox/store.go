@@ -88,6 +88,9 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 			return nil, fmt.Errorf("open state: %w", err)
 		}
 	}
+	if err := skeleton(s.root("skeleton")); err != nil {
+		return nil, err
+	}
 	if s.host, err = oci.ReadHost(); err != nil {
 		return nil, err
 	}
@@ -135,7 +138,7 @@ func (s *Store) Close() error {
 	// The parent of pods that named none: it goes when nothing runs in it.
 	if s.cgroups != nil {
 		if parent, err := s.cgroups.Load(filepath.Join("/", s.config.CgroupParent)); err == nil {
-			all = errors.Join(all, removeIdle(parent))
+			all = errors.Join(all, parent.RemoveIdle())
 		}
 	}
 	if s.emptyNS != nil {
