@@ -11,7 +11,7 @@ BENCHFLAGS ?=
 build:
 	conmon/build
 	network/plugins
-	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cri-runtime ./cmd/cri-runtime
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cri-runtime ./cmd/cri-runtime
 
 test:
 	deploy/setup
