@@ -368,6 +368,18 @@ func (c *Cgroup) home() *place {
 	return &c.places[0]
 }
 
+// RemoveEmpty removes the cgroup if neither a process nor another cgroup is in
+// it; otherwise it stays.
+func (c *Cgroup) RemoveEmpty() error {
+	for i := range c.places {
+		err := unix.Rmdir(c.places[i].dir)
+		if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove cgroup: %w", &os.PathError{Op: "rmdir", Path: c.places[i].dir, Err: err})
+		}
+	}
+	return nil
+}
+
 // RemoveIdle removes the cgroup if no process is left in it or below it;
 // otherwise it stays. A cgroup that is gone already is no error.
 func (c *Cgroup) RemoveIdle() error {

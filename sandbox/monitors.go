@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 
@@ -25,7 +26,11 @@ type monitorPlace struct {
 }
 
 func openMonitorPlace(s *Store) (p monitorPlace, err error) {
-	if p.cgroup, err = s.cgroups.Create(filepath.Join("/", s.config.CgroupParent, "monitors"), nil); err != nil {
+	// One for each daemon: with the same parent they must not remove one another's.
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(s.config.State))
+	name := fmt.Sprintf("monitors-%08x", hash.Sum32())
+	if p.cgroup, err = s.cgroups.Create(s.containerCgroup(filepath.Join("/", s.config.CgroupParent), name), nil); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
 	var undo cleanup

@@ -135,10 +135,10 @@ func (s *Store) Close() error {
 	}
 	s.watchers.Wait()
 	all = errors.Join(all, s.monitors.close())
-	// The parent of pods that named none: it goes when nothing runs in it.
+	// The parent of pods that named none, which other daemons may use too.
 	if s.cgroups != nil {
 		if parent, err := s.cgroups.Load(filepath.Join("/", s.config.CgroupParent)); err == nil {
-			all = errors.Join(all, parent.RemoveIdle())
+			all = errors.Join(all, parent.RemoveEmpty())
 		}
 	}
 	if s.emptyNS != nil {
