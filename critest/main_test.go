@@ -98,7 +98,12 @@ func warmUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("warm up: %w\n%s", err, node.LogTail())
 	}
-	return errors.Join(node.CRI.StopPodSandbox(ctx, id), node.CRI.RemovePodSandbox(ctx, id))
+	errs := []error{node.CRI.StopPodSandbox(ctx, id), node.CRI.RemovePodSandbox(ctx, id)}
+	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + config.Linux.CgroupParent)
+	for _, d := range dirs {
+		errs = append(errs, os.Remove(d))
+	}
+	return errors.Join(append(errs, err)...)
 }
 
 // options finds the binary, or builds it.
