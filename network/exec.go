@@ -119,9 +119,12 @@ func (r *runner) run(ctx context.Context, path string, stdin []byte, env []strin
 }
 
 // runOnce runs the plugin in a process group of its own, so that at the
-// deadline its children end with it. If the daemon dies the kernel kills the
+// deadline its children end with it. If the daemon dies the kernel kills a
 // plugin, so that an ADD cannot outlive it and end after the DEL of the next
 // daemon. The signal comes when the thread that forked ends, hence the lock.
+// A DEL goes on to its end: the next daemon's beside it is harmless, while one
+// cut off half way may leave what no later one finds (the bridge plugin looks for
+// the rules of an address only while the interface is there).
 func runOnce(ctx context.Context, path string, stdin []byte, env []string) (stdout, stderr []byte, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -133,7 +136,10 @@ func runOnce(ctx context.Context, path string, stdin []byte, env []string) (stdo
 	}
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), out, errout
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if environ(env, "CNI_COMMAND") != "DEL" {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	cmd.Cancel = func() error {
 		err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		if errors.Is(err, unix.ESRCH) {

@@ -62,8 +62,31 @@ func (s *Store) recover(ctx context.Context) error {
 		})
 	}
 	_ = group.Wait() // nothing in it fails
+	for _, kind := range []string{"sandboxes", "containers"} {
+		if err := s.sweep(kind); err != nil {
+			return err
+		}
+	}
 	s.background.Go(func() { s.tidy(context.WithoutCancel(ctx), undo) })
 	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(undo))
+	return nil
+}
+
+// sweep removes what a crash before the record left in the state directory: empty
+// directories, as nothing has an effect before its record.
+func (s *Store) sweep(kind string) error {
+	entries, err := os.ReadDir(s.state(kind))
+	if err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	for _, e := range entries {
+		if exists(s.root(kind, e.Name())) {
+			continue
+		}
+		if err := os.Remove(s.state(kind, e.Name())); err != nil {
+			klog.ErrorS(err, "Remove what no record names", "path", s.state(kind, e.Name()))
+		}
+	}
 	return nil
 }
 

@@ -147,7 +147,14 @@ func TestDamagedRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	stray := f.store.state("containers", "stray")
+	if err := os.Mkdir(stray, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	f.open()
+	if exists(stray) {
+		t.Error("a state directory without a record is left")
+	}
 	if len(f.store.Sandboxes()) != 1 || len(f.store.Containers()) != 1 {
 		t.Error("a damaged record took others with it")
 	}
