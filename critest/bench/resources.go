@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cri-runtime/cri-runtime/critest/harness"
-	"github.com/cri-runtime/cri-runtime/critest/images"
 )
 
 const accounting = "/sys/fs/cgroup/cpuacct"
@@ -74,13 +73,11 @@ func (b *bench) cpu(ctx context.Context) error {
 				if err != nil {
 					return err
 				}
-				if err := p.up(ctx, images.Signaller()); err != nil {
+				// The lightest workload; it ends by SIGKILL.
+				if err := p.up(ctx, []string{"sleep", "3600"}); err != nil {
 					return fmt.Errorf("%s: %w", r.Name, err)
 				}
-				if err := p.ready(ctx); err != nil {
-					return err
-				}
-				if err := r.CRI.StopContainer(ctx, p.container, grace); err != nil {
+				if err := r.CRI.StopContainer(ctx, p.container, 0); err != nil {
 					return fmt.Errorf("%s: %w", r.Name, err)
 				}
 				if err := p.down(ctx); err != nil {

@@ -74,7 +74,7 @@ func (t *table) print(out io.Writer, names []string) error {
 }
 
 func (r row) ratio() string {
-	if len(r.values) < 2 || r.values[0] == 0 || r.values[1] == 0 {
+	if len(r.values) < 2 || r.values[0] <= 0 || r.values[1] <= 0 {
 		return ""
 	}
 	if r.rising {
