@@ -51,59 +51,93 @@ type Launch struct {
 // program has run up to READY. On error nothing is left: no process, no
 // socket. A step that the kernel refused is a *StepError.
 func (b *Binary) Launch(ctx context.Context, l *Launch) (*Monitor, error) {
-	m, err := b.launch(ctx, l)
-	if err != nil {
-		return nil, fmt.Errorf("launch: %w", err)
-	}
-	return m, nil
-}
-
-func (b *Binary) launch(ctx context.Context, l *Launch) (*Monitor, error) {
-	program, err := sealedFile("program", l.Program.Encode(), false)
-	if err != nil {
-		return nil, fmt.Errorf("program in memory: %w", err)
-	}
-	defer unix.Close(program)
-	request, fds, err := l.request(b.null, program)
+	p, err := b.Spawn(l.Dir, l.MonitorCgroup)
 	if err != nil {
 		return nil, err
 	}
-	listener, path, err := listen(l.Dir)
+	return p.Launch(ctx, l)
+}
+
+// Pending is a monitor without a container.
+type Pending struct {
+	b    *Binary
+	m    *Monitor
+	path string // of its socket
+}
+
+// Spawn starts a monitor that waits for its work; the cgroup is that of
+// Launch.MonitorCgroup. It takes as long as the daemon needs for other
+// preparations. If the daemon dies the monitor ends.
+func (b *Binary) Spawn(dir string, cgroup *os.File) (*Pending, error) {
+	p, err := b.spawnIn(dir, cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("launch: %w", err)
+	}
+	return p, nil
+}
+
+func (b *Binary) spawnIn(dir string, cgroup *os.File) (*Pending, error) {
+	listener, path, err := listen(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(listener)
-	// Connected before it is started, the monitor finds its work waiting, and
-	// ends by itself if this process dies between here and CREATED.
-	m := &Monitor{dir: l.Dir, done: make(chan struct{})}
-	launched, err := m.dialAndSend(request, fds)
+	// Connected before it is started, the monitor ends by itself if this
+	// process dies between here and CREATED.
+	m := &Monitor{dir: dir, done: make(chan struct{})}
+	err = m.dial()
 	if err == nil {
-		m.child, err = b.spawnMonitor(listener, l)
+		m.child, err = b.spawnMonitor(listener, cgroup)
 	}
 	if err != nil {
 		m.Close()
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	m.read()
-	err = m.launched(ctx, launched, l.Program)
-	if err == nil {
-		err = protect(m.child, l.OOMScoreAdj)
-	}
-	if err != nil {
-		m.abandon()
-		if l.ExitDir != nil { // of a child that was ready just before it was killed
-			_ = unix.Unlinkat(int(l.ExitDir.Fd()), exitFile, 0)
-		}
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	return m, nil
+	return &Pending{b: b, m: m, path: path}, nil
 }
 
-func (b *Binary) spawnMonitor(listener int, l *Launch) (int, error) {
+// Launch lets the monitor create the container, as Binary.Launch does. l.Dir
+// and l.MonitorCgroup are those of Spawn.
+func (p *Pending) Launch(ctx context.Context, l *Launch) (*Monitor, error) {
+	err := p.launch(ctx, l)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("launch: %w", err), p.Abandon())
+	}
+	return p.m, nil
+}
+
+func (p *Pending) launch(ctx context.Context, l *Launch) error {
+	program, err := sealedFile("program", l.Program.Encode(), false)
+	if err != nil {
+		return fmt.Errorf("program in memory: %w", err)
+	}
+	defer unix.Close(program)
+	request, fds, err := l.request(p.b.null, program)
+	if err != nil {
+		return err
+	}
+	launched, err := p.m.send(request, fds)
+	if err == nil {
+		err = p.m.launched(ctx, launched, l.Program)
+	}
+	if err != nil {
+		return err
+	}
+	return protect(p.m.child, l.OOMScoreAdj)
+}
+
+// Abandon ends a monitor that has not got its container; nothing of it is left.
+func (p *Pending) Abandon() error {
+	p.m.abandon()
+	return os.Remove(p.path)
+}
+
+func (b *Binary) spawnMonitor(listener int, cgroup *os.File) (int, error) {
 	attr := &syscall.SysProcAttr{}
-	if l.MonitorCgroup != nil {
+	if cgroup != nil {
 		attr.UseCgroupFD = true
-		attr.CgroupFD = int(l.MonitorCgroup.Fd())
+		attr.CgroupFD = int(cgroup.Fd())
 	}
 	return b.spawn([]string{"cri-monitor"}, []uintptr{uintptr(listener)}, attr)
 }

@@ -27,7 +27,7 @@ func rawMonitor(t *testing.T, bin *Binary, dir string) (conn *raw, pid int) {
 	}
 	defer unix.Close(listener)
 	conn = rawDial(t, dir)
-	pid, err = bin.spawnMonitor(listener, &Launch{})
+	pid, err = bin.spawnMonitor(listener, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,8 +36,8 @@ type Container struct {
 	mu      sync.Mutex
 	monitor *conmon.Monitor
 	program *oci.Program // until the container is started: names the steps of errors
-	spec    *specs.Spec  // what execs need of config.json, read by the first one
-	filter  *seccomp.Filter
+	spec    *specs.Spec  // what execs need of config.json; nil after a restart, until the first one
+	filter  seccomp.Filter
 	leaving bool // this daemon has let go of the container
 }
 

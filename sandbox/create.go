@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -72,6 +73,9 @@ type launch struct {
 	user    oci.User
 	options oci.CompileOptions
 	cgroup  *oci.Cgroup
+	pending *conmon.Pending
+	beside  sync.WaitGroup // what goes on beside the main line of create
+	err     [3]error       // of beside, one each
 }
 
 // create makes the container, or leaves nothing.
@@ -95,6 +99,14 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	if err := l.writeRecord(); err != nil {
 		return err
 	}
+	l.prepareBeside()
+	// Its error is one of create's and the monitor is not needed when there is one.
+	defer func() {
+		l.beside.Wait()
+		if err != nil && l.pending != nil {
+			err = errors.Join(err, l.pending.Abandon())
+		}
+	}()
 	f.enter("mount the root file system")
 	if l.rootfs, err = overlay(c.root(), append(slices.Clone(image.Layers), c.store.root("skeleton"))); err != nil {
 		return err
@@ -104,7 +116,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	if err := l.makeSpec(ctx); err != nil {
 		return err
 	}
-	f.enter("prepare cgroup and mount points")
+	f.enter("prepare mount points and limits")
 	if err := l.prepare(); err != nil {
 		return err
 	}
@@ -112,6 +124,10 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	m, err := l.launch(ctx)
 	if err != nil {
 		return err
+	}
+	l.beside.Wait()
+	if err := l.err[2]; err != nil {
+		return errors.Join(err, l.cgroup.Kill(), m.Close())
 	}
 	// With its final name the bundle says that the container was created.
 	if err := os.Rename(l.root(unfinishedBundle), l.root(bundle)); err != nil {
@@ -226,35 +242,40 @@ func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
 	return n, err
 }
 
-// prepare makes the cgroup beside everything else that the launch needs.
-func (l *launch) prepare() error {
-	made := make(chan error, 1)
-	go func() {
-		var err error
-		l.cgroup, err = l.store.cgroups.Create(l.record.Cgroup, l.spec.Linux.Resources)
-		made <- err
-	}()
-	err := l.prepareFiles()
-	return errors.Join(err, <-made)
+// prepareBeside starts what needs nothing of the image: the cgroup without its
+// limits, and a monitor without its work.
+func (l *launch) prepareBeside() {
+	l.beside.Go(func() { _, l.err[0] = l.store.cgroups.Create(l.record.Cgroup, nil) })
+	l.beside.Go(func() { l.pending, l.err[1] = l.store.binary.Spawn(l.state(), l.store.monitors.dir) })
 }
 
-func (l *launch) prepareFiles() error {
-	encoded, err := oci.EncodeSpec(l.spec)
-	if err != nil {
+// prepare sets the limits and makes what the launch needs in the image.
+func (l *launch) prepare() (err error) {
+	l.beside.Wait()
+	if err := errors.Join(l.err[:]...); err != nil {
 		return err
 	}
-	if err := os.WriteFile(l.root(unfinishedBundle), encoded, 0o600); err != nil {
-		return fmt.Errorf("write bundle: %w", err)
-	}
+	l.beside.Go(func() { l.err[2] = l.writeBundle() })
 	o := &l.options
-	o.Targets, o.FileSources, err = mountPoints(l.rootfs, l.spec)
-	if err != nil {
+	if o.Targets, o.FileSources, err = mountPoints(l.rootfs, l.spec); err != nil {
 		return err
 	}
 	if cwd := l.spec.Process.Cwd; !covered(cwd, o.Targets) {
 		if _, err := makeInRoot(int(l.rootfs.Fd()), cwd, false); err != nil {
 			return fmt.Errorf("make working directory: %w", err)
 		}
+	}
+	l.cgroup, err = l.store.cgroups.Create(l.record.Cgroup, l.spec.Linux.Resources)
+	return err
+}
+
+func (l *launch) writeBundle() error {
+	encoded, err := oci.EncodeSpec(l.spec)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(l.root(unfinishedBundle), encoded, 0o600); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
 	}
 	return nil
 }
@@ -282,7 +303,9 @@ func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
 		return nil, open.err
 	}
 	l.program = program
-	return l.store.binary.Launch(ctx, &conmon.Launch{
+	pending := l.pending
+	l.pending = nil // from here on it ends by itself when the launch fails
+	return pending.Launch(ctx, &conmon.Launch{
 		Dir: l.state(), ExitDir: exitDir, Log: log, LogLineBytes: l.store.config.LogLineBytes, OOM: oom,
 		Program: program, Files: files,
 		Terminal: l.spec.Process.Terminal, Stdin: l.config.GetStdin(),
@@ -322,6 +345,7 @@ func pidNamespace(spec *specs.Spec) string {
 func (l *launch) publish(m *conmon.Monitor) {
 	c := l.Container
 	c.monitor = m
+	c.keepForExec(l.spec, l.options.Seccomp, l.options.SeccompFlags)
 	c.status.Store(&ContainerStatus{
 		ID: c.id, SandboxID: c.box.id, Config: l.config, ImageID: l.image.ID,
 		State: stateCreated, CreatedAt: c.record.CreatedAt,

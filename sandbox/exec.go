@@ -15,6 +15,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/conmon"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/oci/seccomp"
 )
 
 const (
@@ -54,10 +55,12 @@ func (c *Container) ExecSync(ctx context.Context, command []string, timeout int6
 	}
 	r, err := c.execSync(ctx, command, sub)
 	if err == nil {
-		// What the command leaves running, as a lifecycle hook may, goes with the container.
-		if err := sub.RemoveIdle(); err != nil {
-			klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
-		}
+		c.store.background.Go(func() {
+			// What the command leaves running, as a lifecycle hook may, goes with the container.
+			if err := sub.RemoveIdle(); err != nil {
+				klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
+			}
+		})
 		return r, nil
 	}
 	// Whatever the command had started ends with it.
@@ -108,9 +111,7 @@ func (c *Container) execProgram(command []string, sub *oci.Cgroup, open *fileLis
 		return nil, nil, err
 	}
 	o := oci.CompileOptions{TaskFiles: sub.JoinPaths(), CgroupV2: c.store.cgroups.V2(), LastCap: c.store.lastCap()}
-	if f := c.filter; f != nil {
-		o.Seccomp, o.SeccompFlags = f.Instructions, f.Flags
-	}
+	o.Seccomp, o.SeccompFlags = c.filter.Instructions, c.filter.Flags
 	program, err := oci.CompileExec(spec, oci.ExecProcess(spec, command, false), &o)
 	if err != nil {
 		return nil, nil, err
@@ -137,14 +138,23 @@ func (c *Container) execSpec() (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	full.Process.Args = nil
+	filter := &seccomp.Filter{}
 	if full.Linux.Seccomp != nil {
-		if c.filter, err = c.store.filters.Compile(full.Linux.Seccomp, runtime.GOARCH); err != nil {
+		if filter, err = c.store.filters.Compile(full.Linux.Seccomp, runtime.GOARCH); err != nil {
 			return nil, err
 		}
 	}
-	c.spec = &specs.Spec{Process: full.Process, Linux: &specs.Linux{Namespaces: full.Linux.Namespaces}}
+	c.keepForExec(full, filter.Instructions, filter.Flags)
 	return c.spec, nil
+}
+
+// keepForExec keeps what execs take over of the spec and no more; the caller has the lock or
+// is the only one who knows the container.
+func (c *Container) keepForExec(spec *specs.Spec, filter []byte, flags uint32) {
+	process := *spec.Process
+	process.Args = nil
+	c.spec = &specs.Spec{Process: &process, Linux: &specs.Linux{Namespaces: spec.Linux.Namespaces}}
+	c.filter = seccomp.Filter{Instructions: filter, Flags: flags}
 }
 
 // execRoom is what the two streams of a command may still fill.
