@@ -14,15 +14,7 @@ import (
 // descriptors or memory.
 const redialAfter = 100 * time.Millisecond
 
-// dialAndSend connects, says HELLO and sends a first request without waiting
-// for anything.
-func (m *Monitor) dialAndSend(first *packet, fds []int) (*call, error) {
-	if err := m.dial(); err != nil {
-		return nil, err
-	}
-	return m.send(first, fds)
-}
-
+// dial connects and says HELLO without waiting for anything.
 func (m *Monitor) dial() error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
