@@ -51,7 +51,7 @@ type Launch struct {
 // program has run up to READY. On error nothing is left: no process, no
 // socket. A step that the kernel refused is a *StepError.
 func (b *Binary) Launch(ctx context.Context, l *Launch) (*Monitor, error) {
-	p, err := b.Spawn(l.Dir, l.MonitorCgroup)
+	p, err := b.Spawn(l.Dir, l.MonitorCgroup, l.OOMScoreAdj)
 	if err != nil {
 		return nil, err
 	}
@@ -65,13 +65,16 @@ type Pending struct {
 	path string // of its socket
 }
 
-// Spawn starts a monitor that waits for its work; the cgroup is that of
-// Launch.MonitorCgroup. It takes as long as the daemon needs for other
-// preparations. If the daemon dies the monitor ends.
-func (b *Binary) Spawn(dir string, cgroup *os.File) (*Pending, error) {
+// Spawn starts a monitor that waits for its work. Its arguments are Dir,
+// MonitorCgroup and OOMScoreAdj of the Launch to come. If the daemon dies
+// meanwhile the monitor ends.
+func (b *Binary) Spawn(dir string, cgroup *os.File, oomScoreAdj int) (*Pending, error) {
 	p, err := b.spawnIn(dir, cgroup)
 	if err != nil {
 		return nil, fmt.Errorf("launch: %w", err)
+	}
+	if err := protect(p.m.child, oomScoreAdj); err != nil {
+		return nil, errors.Join(fmt.Errorf("launch: %w", err), p.Abandon())
 	}
 	return p, nil
 }
@@ -97,8 +100,8 @@ func (b *Binary) spawnIn(dir string, cgroup *os.File) (*Pending, error) {
 	return &Pending{b: b, m: m, path: path}, nil
 }
 
-// Launch lets the monitor create the container, as Binary.Launch does. l.Dir
-// and l.MonitorCgroup are those of Spawn.
+// Launch lets the monitor create the container, as Binary.Launch does. What was
+// given to Spawn is not looked at again.
 func (p *Pending) Launch(ctx context.Context, l *Launch) (*Monitor, error) {
 	err := p.launch(ctx, l)
 	if err != nil {
@@ -118,13 +121,10 @@ func (p *Pending) launch(ctx context.Context, l *Launch) error {
 		return err
 	}
 	launched, err := p.m.send(request, fds)
-	if err == nil {
-		err = p.m.launched(ctx, launched, l.Program)
-	}
 	if err != nil {
 		return err
 	}
-	return protect(p.m.child, l.OOMScoreAdj)
+	return p.m.launched(ctx, launched, l.Program)
 }
 
 // Abandon ends a monitor that has not got its container; nothing of it is left.

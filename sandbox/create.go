@@ -246,7 +246,9 @@ func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
 // limits, and a monitor without its work.
 func (l *launch) prepareBeside() {
 	l.beside.Go(func() { _, l.err[0] = l.store.cgroups.Create(l.record.Cgroup, nil) })
-	l.beside.Go(func() { l.pending, l.err[1] = l.store.binary.Spawn(l.state(), l.store.monitors.dir) })
+	l.beside.Go(func() {
+		l.pending, l.err[1] = l.store.binary.Spawn(l.state(), l.store.monitors.dir, l.store.host.ClampOOMScoreAdj(monitorOOMScoreAdj))
+	})
 }
 
 // prepare sets the limits and makes what the launch needs in the image.
@@ -308,9 +310,7 @@ func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
 	return pending.Launch(ctx, &conmon.Launch{
 		Dir: l.state(), ExitDir: exitDir, Log: log, LogLineBytes: l.store.config.LogLineBytes, OOM: oom,
 		Program: program, Files: files,
-		Terminal: l.spec.Process.Terminal, Stdin: l.config.GetStdin(),
-		MonitorCgroup: l.store.monitors.dir, Place: l.store.monitors.tasks,
-		OOMScoreAdj: l.store.host.ClampOOMScoreAdj(monitorOOMScoreAdj),
+		Terminal: l.spec.Process.Terminal, Stdin: l.config.GetStdin(), Place: l.store.monitors.tasks,
 	})
 }
 
