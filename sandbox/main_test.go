@@ -25,11 +25,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type noNetwork struct {
 	attached, detached atomic.Int32
 	fail               error
-	hold               chan struct{} // Attach waits for it, if there is one
+	entered, hold      chan struct{} // Attach says that it is called and waits, if there are any
 }
 
 func (n *noNetwork) Attach(context.Context, network.Pod) (*network.Attachment, error) {
 	if n.hold != nil {
+		n.entered <- struct{}{}
 		<-n.hold
 	}
 	if n.fail != nil {
