@@ -242,22 +242,26 @@ func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
 	return n, err
 }
 
-// prepareBeside starts what needs nothing of the image: the cgroup without its
-// limits, and a monitor without its work.
+// prepareBeside starts a monitor without its work, which needs nothing of the image.
 func (l *launch) prepareBeside() {
-	l.beside.Go(func() { _, l.err[0] = l.store.cgroups.Create(l.record.Cgroup, nil) })
 	l.beside.Go(func() {
 		l.pending, l.err[1] = l.store.binary.Spawn(l.state(), l.store.monitors.dir, l.store.host.ClampOOMScoreAdj(monitorOOMScoreAdj))
 	})
 }
 
-// prepare sets the limits and makes what the launch needs in the image.
-func (l *launch) prepare() (err error) {
+// prepare makes the cgroup beside what the launch needs in the image.
+func (l *launch) prepare() error {
+	l.beside.Go(func() { l.cgroup, l.err[0] = l.store.cgroups.Create(l.record.Cgroup, l.spec.Linux.Resources) })
+	err := l.prepareImage()
 	l.beside.Wait()
-	if err := errors.Join(l.err[:]...); err != nil {
+	if err = errors.Join(append(l.err[:], err)...); err != nil {
 		return err
 	}
 	l.beside.Go(func() { l.err[2] = l.writeBundle() })
+	return nil
+}
+
+func (l *launch) prepareImage() (err error) {
 	o := &l.options
 	if o.Targets, o.FileSources, err = mountPoints(l.rootfs, l.spec); err != nil {
 		return err
@@ -267,8 +271,7 @@ func (l *launch) prepare() (err error) {
 			return fmt.Errorf("make working directory: %w", err)
 		}
 	}
-	l.cgroup, err = l.store.cgroups.Create(l.record.Cgroup, l.spec.Linux.Resources)
-	return err
+	return nil
 }
 
 func (l *launch) writeBundle() error {

@@ -311,6 +311,19 @@ func TestExecSync(t *testing.T) {
 	}
 }
 
+// TestDevicesAreDenied opens a device that is not in the container's list.
+func TestDevicesAreDenied(t *testing.T) {
+	f := setUp(t)
+	c := f.run(f.pod(), "c", "sh", "-c", forever)
+	r, err := c.ExecSync(context.Background(), []string{"sh", "-c", "busybox mknod /tmp/mem c 1 1 && cat /tmp/mem"}, 20)
+	if err != nil || r.ExitCode == 0 || !bytes.Contains(r.Stderr, []byte("Operation not permitted")) {
+		t.Errorf("/dev/mem: %v, code %d, %q", err, r.ExitCode, r.Stderr)
+	}
+	if got := f.exec(c, "sh", "-c", "echo x >/dev/null && echo written"); got != "written" {
+		t.Errorf("/dev/null: %q", got)
+	}
+}
+
 func TestReopenLog(t *testing.T) {
 	f := setUp(t)
 	const lines = 50_000
