@@ -148,7 +148,7 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	if old != nil {
 		// Its directory stays: a container may have parents/ mounted, and the
 		// same layers give the same.
-		image, err := s.rename(old, n, r.root)
+		image, err := s.renew(old, dir, n, r)
 		return image, errors.Join(err, os.RemoveAll(dir))
 	}
 	place := s.recordPath(r.id)
@@ -159,6 +159,29 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(place))
 	}
 	return s.publish(&entry{record: record, config: r.config, size: uint64(len(r.rawConfig) + len(r.rawManifest))}, n)
+}
+
+// renew gives an image that has a record one more name, and to a torn record
+// the documents that were pulled just now into dir. The caller holds disk.
+func (s *Store) renew(old *entry, dir string, n name, r *resolved) (*Image, error) {
+	if !old.torn {
+		return s.rename(old, n, r.root)
+	}
+	place := s.recordPath(r.id)
+	for name, content := range map[string][]byte{manifestFile: r.rawManifest, configFile: r.rawConfig} {
+		if err := replaceFile(filepath.Join(place, name), content); err != nil {
+			return nil, fmt.Errorf("record: %w", err)
+		}
+	}
+	err := os.Rename(filepath.Join(dir, parentsDir), filepath.Join(place, parentsDir))
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("record: %w", err)
+	}
+	mended := &entry{record: old.record.clone(), config: r.config, size: uint64(len(r.rawConfig) + len(r.rawManifest))}
+	mended.record.Manifest, mended.record.Layers = r.manifest, r.config.RootFS.DiffIDs
+	_, err = os.Lstat(filepath.Join(place, parentsDir))
+	mended.record.Parents = err == nil
+	return s.rename(mended, n, r.root)
 }
 
 // writeImage writes the files of a new record.

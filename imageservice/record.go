@@ -105,7 +105,11 @@ func writeRecord(dir string, record *imageRecord) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, imageFile)
+	return replaceFile(filepath.Join(dir, imageFile), content)
+}
+
+// replaceFile replaces one file, durably.
+func replaceFile(path string, content []byte) error {
 	if err := writeFile(path, content); err != nil {
 		return err
 	}
@@ -131,34 +135,60 @@ func readJSON(path string, value any) error {
 	return nil
 }
 
-// readRecord reads the record of one image and its config, and checks that the
-// config is the one that the image's id promises.
-func readRecord(dir string) (*imageRecord, *ocispec.Image, uint64, error) {
-	record := &imageRecord{}
-	if err := readJSON(filepath.Join(dir, imageFile), record); err != nil {
-		return nil, nil, 0, err
+// readEntry reads the record of one image, and its config if that is the one
+// that the image's id promises. Of image.json and config.json one is enough to
+// know the layers: an image without the first has lost its names, one without
+// the second is torn.
+func readEntry(dir string) (*entry, error) {
+	id := digest.NewDigestFromEncoded(digest.Canonical, filepath.Base(dir))
+	if err := id.Validate(); err != nil {
+		return nil, fmt.Errorf("read %s: it is no record: %w", dir, err)
 	}
-	id := digest.Digest(record.ID)
-	if err := id.Validate(); err != nil || id.Encoded() != filepath.Base(dir) {
-		return nil, nil, 0, fmt.Errorf("read %s: it is the record of image %q", dir, record.ID)
+	e := &entry{record: &imageRecord{}, config: &ocispec.Image{}}
+	recordErr := readJSON(filepath.Join(dir, imageFile), e.record)
+	if recordErr == nil && e.record.ID != id.String() {
+		recordErr = fmt.Errorf("read %s: it is the record of image %q", dir, e.record.ID)
 	}
-	size := uint64(0)
 	content, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err == nil && id.Algorithm().FromBytes(content) != id {
+		err = fmt.Errorf("read %s: %w", filepath.Join(dir, configFile), ErrDigestMismatch)
+	}
+	if err == nil {
+		e.size += uint64(len(content))
+		e.config, err = decodeConfig(content)
+	}
+	switch {
+	case err != nil && recordErr != nil:
+		return nil, errors.Join(recordErr, err)
+	case err != nil:
+		e.config, e.torn = &ocispec.Image{}, true
+	case recordErr != nil:
+		_, err := os.Lstat(filepath.Join(dir, parentsDir))
+		e.record = &imageRecord{ID: id.String(), Layers: e.config.RootFS.DiffIDs, Parents: err == nil}
+	}
+	return e, e.readRest(dir, recordErr != nil)
+}
+
+// readRest looks at what else belongs to a record.
+func (e *entry) readRest(dir string, identify bool) error {
+	if identify {
+		content, err := os.ReadFile(filepath.Join(dir, manifestFile))
+		if err != nil {
+			return err
+		}
+		e.record.Manifest = digest.FromBytes(content)
+	}
+	info, err := os.Stat(filepath.Join(dir, manifestFile))
 	if err != nil {
-		return nil, nil, 0, err
+		e.torn = true
+		return nil
 	}
-	size += uint64(len(content))
-	if id.Algorithm().FromBytes(content) != id {
-		return nil, nil, 0, fmt.Errorf("read %s: %w", filepath.Join(dir, configFile), ErrDigestMismatch)
+	e.size += uint64(info.Size())
+	if e.record.Parents {
+		_, err := os.Lstat(filepath.Join(dir, parentsDir))
+		e.torn = e.torn || err != nil
 	}
-	config, err := decodeConfig(content)
-	if err != nil {
-		return nil, nil, 0, err
-	}
-	if info, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
-		size += uint64(info.Size())
-	}
-	return record, config, size, nil
+	return nil
 }
 
 // readLayer reads the record of one layer and sees that its directory exists.

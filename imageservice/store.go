@@ -64,7 +64,8 @@ type entry struct {
 	record  *imageRecord
 	config  *ocispec.Image
 	size    uint64 // of the record's files
-	damaged bool   // a layer is missing
+	torn    bool   // config.json, manifest.json or parents/ are missing or damaged
+	damaged bool   // it is torn, or a layer is missing
 	image   *Image // nil when removed or damaged
 }
 
@@ -135,8 +136,8 @@ func (s *Store) openRoot() error {
 }
 
 // load reads the records. A layer of no record is from an interrupted pull and
-// may be torn, so it goes; an image that misses a layer or is not readable is
-// not listed, and mended by its next pull.
+// may be torn, so it goes; an image that misses a layer or a document is not
+// listed, and mended by its next pull.
 func (s *Store) load() error {
 	dirs, err := os.ReadDir(s.path("records"))
 	if err != nil {
@@ -145,16 +146,15 @@ func (s *Store) load() error {
 	var broken []string
 	for _, d := range dirs {
 		dir := s.path("records", d.Name())
-		record, config, size, err := readRecord(dir)
+		e, err := readEntry(dir)
 		if err != nil {
 			broken = append(broken, dir)
 			continue
 		}
-		e := &entry{record: record, config: config, size: size}
-		for _, diffID := range record.Layers {
+		for _, diffID := range e.record.Layers {
 			s.loadLayer(diffID)
 		}
-		s.images[record.ID] = e
+		s.images[e.record.ID] = e
 	}
 	s.loadTags()
 	for _, e := range s.images {
@@ -263,7 +263,7 @@ func (s *Store) recordPath(id string) string {
 func (s *Store) present(e *entry) {
 	r := e.record
 	e.image = nil
-	e.damaged = slices.ContainsFunc(r.Layers, func(d digest.Digest) bool { return s.layers[d] == nil })
+	e.damaged = e.torn || slices.ContainsFunc(r.Layers, func(d digest.Digest) bool { return s.layers[d] == nil })
 	if r.Removed || e.damaged {
 		return
 	}
@@ -425,8 +425,8 @@ func (s *Store) Pull(ctx context.Context, name string, auth *Auth) (*Image, erro
 	return image, nil
 }
 
-// Damaged returns the ids of the images that are not listed because a layer of
-// theirs was missing or unreadable at the start. A pull mends them.
+// Damaged returns the ids of the images that are not listed because a layer or
+// a document of theirs was found to be missing or unreadable. A pull mends them.
 func (s *Store) Damaged() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
