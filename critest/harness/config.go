@@ -25,6 +25,20 @@ func (r *Runtime) TrustRegistry(address string, ca []byte) error {
 	return nil
 }
 
+// MirrorRegistry makes the runtime take what it wants of the registry host
+// from the plain HTTP server at address instead.
+func (r *Runtime) MirrorRegistry(host, address string) error {
+	dir := filepath.Join(r.Dir, "certs", host)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("mirror %s: %w", host, err)
+	}
+	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", address)
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("mirror %s: %w", host, err)
+	}
+	return nil
+}
+
 func (r *Runtime) writeConfig() error {
 	text := r.ownConfig()
 	if r.options.Peer {

@@ -31,6 +31,10 @@ const DefaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 
 // BusyboxLayer is a root file system with busybox under all its names.
 func BusyboxLayer(ctx context.Context) (Layer, error) {
+	return busyboxLayer(ctx, func(name string) Entry { return Symlink("bin/"+name, "busybox") })
+}
+
+func busyboxLayer(ctx context.Context, link func(name string) Entry) (Layer, error) {
 	binary, err := os.ReadFile(BusyboxPath)
 	if err != nil {
 		return Layer{}, fmt.Errorf("read busybox (Debian: busybox-static): %w", err)
@@ -57,7 +61,7 @@ func BusyboxLayer(ctx context.Context) (Layer, error) {
 	}}
 	for _, name := range strings.Fields(string(list)) {
 		if name != "busybox" {
-			l.Entries = append(l.Entries, Symlink("bin/"+name, "busybox"))
+			l.Entries = append(l.Entries, link(name))
 		}
 	}
 	if l.plain, err = l.Tar(); err != nil {
