@@ -32,6 +32,8 @@ type Container struct {
 	exited chan struct{} // closed once the status says exited
 	record containerRecord
 
+	writable writableLayer
+
 	// mu guards what follows, and the publishing of status.
 	mu      sync.Mutex
 	monitor *conmon.Monitor

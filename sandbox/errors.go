@@ -13,4 +13,7 @@ var (
 	ErrState = errors.New("not possible in this state")
 	// ErrUnsupported: the kernel or this version cannot do what is asked for.
 	ErrUnsupported = errors.New("not supported")
+
+	errTooMany = errors.New("too many files to count at once")
+	errTooDeep = errors.New("directories are nested too deep")
 )

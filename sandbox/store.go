@@ -58,6 +58,7 @@ type Store struct {
 	emptyNS  *os.File // the mount namespace that containers start from
 	monitors monitorPlace
 	filters  seccomp.Cache
+	measurer *measurer
 
 	// mu guards the three maps and no object in them.
 	mu         sync.RWMutex
@@ -79,6 +80,7 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		sandboxes:  map[string]*Sandbox{},
 		containers: map[string]*Container{},
 		names:      map[string]*flight[*Sandbox]{},
+		measurer:   newMeasurer(),
 	}
 	var undo cleanup
 	defer undo.undo(&err)
@@ -130,6 +132,7 @@ func (s *Store) Close() error {
 		klog.InfoS("Work is left to the next start", "waited", closeTimeout)
 	}
 	var all error
+	s.measurer.close()
 	for _, c := range s.Containers() {
 		all = errors.Join(all, c.detach())
 	}
