@@ -92,6 +92,16 @@ func (g *flights[T]) forget(key string, f *flight[T]) {
 	}
 }
 
+// waiting tells how many callers wait for the work of a key.
+func (g *flights[T]) waiting(key string) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f := g.flying[key]; f != nil {
+		return f.waiters
+	}
+	return 0
+}
+
 // close cancels all work, waits for it and lets no more start.
 func (g *flights[T]) close() {
 	g.mu.Lock()

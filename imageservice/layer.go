@@ -22,18 +22,27 @@ const maxLookahead = 64 << 20
 type layer struct {
 	blob   ocispec.Descriptor
 	diffID digest.Digest
+	meter  *meter
 }
+
+// key names the layer among the downloads under way.
+func (l layer) key() string { return l.blob.Digest.String() + " " + l.diffID.String() }
 
 // ensure sees that a layer is on the disk. Pulls that want the same at once
 // share the download; if that fails for the one who started it, each of the
 // others tries with its own registry and credentials. The caller has pinned
 // the layer.
-func (s *Store) ensure(ctx context.Context, sess *session, l layer) error {
+func (s *Store) ensure(ctx context.Context, sess *session, l layer) (err error) {
+	meter, measured := sess.progress.measure(l)
+	l.meter = meter
+	downloaded := false
+	defer func() { measured(!downloaded, err) }()
 	for {
 		if s.has(l.diffID) {
 			return nil
 		}
-		_, joined, err := s.downloads.do(ctx, l.blob.Digest.String()+" "+l.diffID.String(),
+		downloaded = true
+		_, joined, err := s.downloads.do(ctx, l.key(),
 			func(ctx context.Context) (struct{}, error) {
 				return struct{}{}, s.download(quiet(ctx), sess, l)
 			})
@@ -107,7 +116,9 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
+	l.meter.start()
 	defer func() {
+		l.meter.finish(err)
 		if err != nil {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
@@ -162,7 +173,7 @@ func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	blob := &blobReader{ctx: ctx, sess: sess, desc: l.blob}
-	compressed := newVerifier(blob, l.blob.Digest, math.MaxInt64, "blob")
+	compressed := newVerifier(l.meter.arriving(blob), l.blob.Digest, math.MaxInt64, "blob")
 	download := newReadAhead(compressed, &s.buffers)
 	defer func() {
 		cancel() // ends a Read that hangs
@@ -201,7 +212,7 @@ func (s *Store) blame(err error, download io.Reader, compressed *verifier) error
 // unpackBlob unpacks a blob and verifies what was in it.
 func (s *Store) unpackBlob(ctx context.Context, download io.Reader, l layer, diff string) (*layerRecord, error) {
 	plain := &decompressor{source: download}
-	content := newVerifier(plain, l.diffID, s.limits.bytes, "content")
+	content := newVerifier(l.meter.unpacking(plain), l.diffID, s.limits.bytes, "content")
 	if l.diffID == l.blob.Digest {
 		// Hashing is half the work of a plain layer, and stream does it already.
 		plain.stored, content.hash = true, nil

@@ -15,18 +15,26 @@ import (
 )
 
 // pull is the work of Pull, shared by all who want the same.
-func (s *Store) pull(ctx context.Context, n name, creds credentials) (*Image, error) {
+func (s *Store) pull(ctx context.Context, n name, creds credentials) (image *Image, err error) {
+	progress := s.tracker.begin(n, flightKey(n, creds))
+	defer func() {
+		if last := progress.end(image, err); s.config.PullEnded != nil {
+			s.config.PullEnded(last, err)
+		}
+	}()
 	ctx = quiet(ctx)
 	sess, err := s.newSession(ctx, n, creds)
 	if err != nil {
 		return nil, err
 	}
+	sess.progress = progress
 	defer sess.close()
 	root, err := sess.resolve(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("resolve: %w", err)
 	}
 	if image, err := s.adopt(n, root.Digest); image != nil || err != nil {
+		progress.adopted(s, image)
 		return image, err
 	}
 	r, err := sess.image(ctx, root)
@@ -45,6 +53,7 @@ func (s *Store) bring(ctx context.Context, sess *session, n name, r *resolved) (
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	diffIDs := r.config.RootFS.DiffIDs
+	sess.progress.expect(r)
 	s.pin(diffIDs)
 	defer func() { err = errors.Join(err, s.unpin(diffIDs)) }()
 	group, groupCtx := errgroup.WithContext(ctx)

@@ -27,6 +27,7 @@ type session struct {
 	transports []*http.Transport
 	resolver   remotes.Resolver
 	fetcher    remotes.Fetcher
+	progress   *tracked // nil: nobody looks
 }
 
 // quiet keeps the registry client's own log lines out of ours: what matters of

@@ -29,6 +29,8 @@ type Config struct {
 	PinnedImages      []string      // references; one that ends in * stands for all that start so
 	MaxParallelLayers int           // layers under way at once, of all pulls together; 0: 4
 	NoProgressTimeout time.Duration // a registry that sends nothing for so long is given up; 0: 1 min
+	// PullEnded, if not nil, is told of each pull at its end. It must not block.
+	PullEnded func(PullProgress, error)
 }
 
 // Store holds all images and layers. Its methods may be called at once.
@@ -44,6 +46,7 @@ type Store struct {
 
 	pulls      flights[*Image]
 	downloads  flights[struct{}]
+	tracker    *tracker
 	background sync.WaitGroup
 
 	// disk is held while records and layers change their names, and before mu.
@@ -90,6 +93,7 @@ func Open(config Config) (*Store, error) {
 		holds:     map[string]map[string]struct{}{},
 		pulls:     newFlights[*Image](),
 		downloads: newFlights[struct{}](),
+		tracker:   newTracker(),
 	}
 	s.buffers.New = func() any { return new([chunkSize]byte) }
 	for _, text := range config.PinnedImages {
@@ -416,7 +420,7 @@ func (s *Store) Pull(ctx context.Context, name string, auth *Auth) (*Image, erro
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", n, err)
 	}
-	image, _, err := s.pulls.do(ctx, n.String()+" "+creds.key(), func(ctx context.Context) (*Image, error) {
+	image, _, err := s.pulls.do(ctx, flightKey(n, creds), func(ctx context.Context) (*Image, error) {
 		return s.pull(ctx, n, creds)
 	})
 	if err != nil {
@@ -424,6 +428,8 @@ func (s *Store) Pull(ctx context.Context, name string, auth *Auth) (*Image, erro
 	}
 	return image, nil
 }
+
+func flightKey(n name, creds credentials) string { return n.String() + " " + creds.key() }
 
 // Damaged returns the ids of the images that are not listed because a layer or
 // a document of theirs was found to be missing or unreadable. A pull mends them.
