@@ -4,8 +4,9 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 FUZZTIME ?= 30s
 BENCHFLAGS ?=
+BENCHIMAGESFLAGS ?=
 
-.PHONY: build test test-race bench demo lint vet fmt golden fuzz clean install
+.PHONY: build test test-race bench bench-images demo lint vet fmt golden fuzz clean install
 .DEFAULT_GOAL := build
 
 build:
@@ -25,6 +26,11 @@ bench:
 	deploy/setup
 	$(MAKE) build
 	go run ./critest/bench $(BENCHFLAGS)
+
+bench-images:
+	deploy/setup images
+	$(MAKE) build
+	go run ./critest/benchimages $(BENCHIMAGESFLAGS)
 
 demo:
 	deploy/demo
