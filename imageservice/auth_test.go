@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -184,22 +187,63 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// TestHTTPS pulls over TLS.
+// TestHTTPS pulls over TLS: an authority that nobody vouches for is refused,
+// on loopback too, with the remedy.
 func TestHTTPS(t *testing.T) {
 	r := newRegistry(t)
 	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "x")))
-	server := httptest.NewUnstartedServer(r)
+	var major atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		major.Store(int64(req.ProtoMajor))
+		r.ServeHTTP(w, req)
+	}))
+	server.EnableHTTP2 = true
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	t.Cleanup(server.Close)
+	address := strings.TrimPrefix(server.URL, "https://")
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	for _, c := range []struct {
+		name, domain, hosts string
+		trusted             bool
+	}{
+		{"skip_verify", "secure.example", fmt.Sprintf("server = %q\nskip_verify = true\n", server.URL), true},
+		{"authority", "secure.example", fmt.Sprintf("server = %q\nca = \"ca.pem\"\n", server.URL), true},
+		{"authorities", "secure.example", fmt.Sprintf("server = %q\nca = [\"ca.pem\"]\n", server.URL), true},
+		{"nothing said", "secure.example", fmt.Sprintf("server = %q\n", server.URL), false},
+		{"loopback, authority", address, "ca = \"ca.pem\"\n", true},
+		{"loopback, skip_verify", address, "skip_verify = true\n", true},
+		{"loopback, nothing said", address, "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := hostsDir(t, c.domain, c.hosts)
+			if err := os.WriteFile(filepath.Join(dir, c.domain, "ca.pem"), ca, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := openStore(t, func(config *Config) { config.RegistryConfigDir = dir })
+			_, err := s.Pull(context.Background(), c.domain+"/x:1", nil)
+			if c.trusted != (err == nil) {
+				t.Fatalf("got %v", err)
+			}
+			if err == nil && major.Load() != 2 {
+				t.Errorf("HTTP/%d was used", major.Load())
+			}
+			if err != nil && (!strings.Contains(err.Error(), "unknown authority") || !strings.Contains(err.Error(), "hosts.toml")) {
+				t.Errorf("no remedy in %v", err)
+			}
+		})
+	}
+}
+
+// hostsDir makes a registry configuration directory for one registry.
+func hostsDir(t *testing.T, domain, hosts string) string {
+	t.Helper()
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "secure.example"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, domain), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	hosts := fmt.Sprintf("server = %q\nskip_verify = true\n", server.URL)
-	if err := os.WriteFile(filepath.Join(dir, "secure.example", "hosts.toml"), []byte(hosts), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, domain, hostsFile), []byte(hosts), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mustPull(t, openStore(t, func(c *Config) { c.RegistryConfigDir = dir }), "secure.example/x:1")
-	// A registry on loopback needs no configuration for either protocol.
-	mustPull(t, openStore(t, nil), strings.TrimPrefix(server.URL, "https://")+"/x:1")
+	return dir
 }

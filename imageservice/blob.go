@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -75,16 +74,16 @@ func (b *blobReader) read(p []byte) (int, error) {
 
 // noRanges tells whether a registry refused to go on from the middle.
 func noRanges(err error) bool {
-	var status remoteerrors.ErrUnexpectedStatus
-	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
+	var answer *statusError
+	return errors.Is(err, errNoRanges) || errors.As(err, &answer) && answer.code == http.StatusRequestedRangeNotSatisfiable
 }
 
 func (b *blobReader) resumable(err error) bool {
 	if b.ctx.Err() != nil || errors.Is(err, ErrStalled) {
 		return false
 	}
-	var busy *statusError
-	if errors.As(err, &busy) {
+	var answer *statusError
+	if errors.As(err, &answer) && !noRanges(err) {
 		return false // transport was patient already
 	}
 	// A plain end is the registry's whole answer: its blob is too short.

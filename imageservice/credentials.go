@@ -1,20 +1,14 @@
 package imageservice
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/errdefs"
 )
 
 // credentials are an Auth in the form that the registry client asks for.
@@ -22,7 +16,7 @@ type credentials struct {
 	username string
 	secret   string // password, or with no username an identity token
 	bearer   string // registry token
-	server   string // the only host that may see them, "" for all hosts of the image
+	server   string // the only host that may see them, "" for the image's registry
 }
 
 var errBadAuth = errors.New(`auth is not base64 of "username:password"`)
@@ -34,7 +28,7 @@ func newCredentials(auth *Auth) (credentials, error) {
 	}
 	c := credentials{server: authHost(auth.ServerAddress)}
 	switch {
-	case auth.Username != "":
+	case auth.Username != "" && (auth.Password != "" || auth.IdentityToken == ""):
 		c.username, c.secret = auth.Username, auth.Password
 	case auth.IdentityToken != "":
 		c.secret = auth.IdentityToken
@@ -68,7 +62,7 @@ func authHost(address string) string {
 	if err != nil || u.Host == "" {
 		return "invalid" // fits no host
 	}
-	return hubHost(u.Host)
+	return hubHost(plainHost(u.Scheme, u.Host))
 }
 
 // hubHost gives the hosts of Docker Hub one name.
@@ -104,51 +98,18 @@ func (c credentials) secrets() []string {
 	return texts
 }
 
-// grant limits credentials to the hosts that are configured for an image, so
-// that a redirect elsewhere cannot collect them.
-type grant struct {
-	credentials
-	hosts []string
-}
-
-func (g *grant) allows(host string) bool {
-	return slices.Contains(g.hosts, host) && (g.server == "" || g.server == hubHost(host))
-}
-
-// get is what the registry client asks for each host.
-func (g *grant) get(host string) (username, secret string, err error) {
-	if !g.allows(host) {
-		return "", "", nil
+// forHost returns the credentials as far as they are meant for a host: a
+// server address decides, and without one they are for the registry itself,
+// never for a mirror of it.
+func (c credentials) forHost(h *host, domain string) credentials {
+	own := h.server || hubHost(h.host) == hubHost(domain)
+	switch {
+	case c.server == "" && own:
+		return c
+	case c.server == hubHost(plainHost(h.scheme, h.host)), c.server == hubHost(strings.ToLower(h.host)):
+		return c
+	case own && c.server == hubHost(domain):
+		return c // the administrator says that the registry is there
 	}
-	return g.username, g.secret, nil
-}
-
-// follow returns how a registry's redirects are followed: to a host that is not
-// configured for the image without credentials. (The HTTP client alone takes
-// another port of the same host for the same.)
-func (g *grant) follow(authorizer docker.Authorizer) func(*http.Request, []*http.Request) error {
-	const maxRedirects = 10
-	return func(req *http.Request, via []*http.Request) error {
-		if len(via) >= maxRedirects {
-			return fmt.Errorf("more than %d redirects", maxRedirects)
-		}
-		req.Header.Del("Authorization")
-		if !g.allows(req.URL.Host) {
-			return nil
-		}
-		return authorizer.Authorize(req.Context(), req)
-	}
-}
-
-// Authorize sends a registry token; with it, grant is the client's Authorizer.
-func (g *grant) Authorize(_ context.Context, r *http.Request) error {
-	if g.allows(r.URL.Host) {
-		r.Header.Set("Authorization", "Bearer "+g.bearer)
-	}
-	return nil
-}
-
-// AddResponses has no second answer to a 401.
-func (g *grant) AddResponses(context.Context, []*http.Response) error {
-	return errdefs.ErrNotImplemented
+	return credentials{}
 }

@@ -44,7 +44,7 @@ func (s *Store) ensure(ctx context.Context, sess *session, l layer) (err error) 
 		downloaded = true
 		_, joined, err := s.downloads.do(ctx, l.key(),
 			func(ctx context.Context) (struct{}, error) {
-				return struct{}{}, s.download(quiet(ctx), sess, l)
+				return struct{}{}, s.download(ctx, sess, l)
 			})
 		if err == nil || !joined || ctx.Err() != nil {
 			return err

@@ -22,7 +22,6 @@ func (s *Store) pull(ctx context.Context, n name, creds credentials) (image *Ima
 			s.config.PullEnded(last, err)
 		}
 	}()
-	ctx = quiet(ctx)
 	sess, err := s.newSession(ctx, n, creds)
 	if err != nil {
 		return nil, err

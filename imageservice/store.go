@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,12 +32,14 @@ type Config struct {
 	NoProgressTimeout time.Duration // a registry that sends nothing for so long is given up; 0: 1 min
 	// PullEnded, if not nil, is told of each pull at its end. It must not block.
 	PullEnded func(PullProgress, error)
+	Proxy     Proxy
 }
 
 // Store holds all images and layers. Its methods may be called at once.
 type Store struct {
 	config  Config
 	pinned  []pattern
+	proxy   func(*url.URL) (*url.URL, error)
 	lock    *os.File
 	slots   chan struct{} // one for each layer under way
 	buffers sync.Pool
@@ -102,6 +105,10 @@ func Open(config Config) (*Store, error) {
 			return nil, fmt.Errorf("pinned image: %w", err)
 		}
 		s.pinned = append(s.pinned, p)
+	}
+	var err error
+	if s.proxy, err = config.Proxy.function(); err != nil {
+		return nil, err
 	}
 	if err := s.openRoot(); err != nil {
 		return nil, err

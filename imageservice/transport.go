@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,9 +11,10 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
+	"syscall"
 	"time"
-
-	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"unicode"
 )
 
 const (
@@ -23,8 +25,7 @@ const (
 	maxErrorText    = 300
 )
 
-// statusError is an answer that says "not now". It is no http.Response, so
-// that the registry client above does not repeat the request at once.
+// statusError is an answer other than what was asked for.
 type statusError struct {
 	method, host, path string
 	code               int
@@ -47,9 +48,33 @@ func (e *statusError) Error() string {
 // host that sends nothing for the timeout: neither the head of an answer nor
 // the next piece of its body.
 type transport struct {
-	base     http.RoundTripper
+	base     *http.Transport // to host
+	away     *http.Transport // to where host sends us
+	host     string
+	either   bool // host may turn out to speak plain HTTP
 	attempts int
 	timeout  time.Duration
+}
+
+// route makes one request by the connections that it may use.
+func (t *transport) route(req *http.Request) (*http.Response, error) {
+	if req.URL.Host != t.host {
+		if proxy, err := t.base.Proxy(req); err == nil && proxy == nil {
+			return t.away.RoundTrip(req)
+		}
+		return t.base.RoundTrip(req) // where the proxy may connect to is its matter
+	}
+	resp, err := t.base.RoundTrip(req)
+	var other tls.RecordHeaderError
+	if !t.either || !errors.As(err, &other) || string(other.RecordHeader[:]) != "HTTP/" {
+		return resp, err
+	}
+	plain := req.Clone(req.Context())
+	plain.URL.Scheme = "http"
+	if resp, err = t.base.RoundTrip(plain); err == nil {
+		resp.Request = req
+	}
+	return resp, err
 }
 
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -80,7 +105,7 @@ func (t *transport) once(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	stalled := fmt.Errorf("%w: %s for %s", ErrStalled, req.URL.Host, t.timeout)
 	timer := time.AfterFunc(t.timeout, func() { cancel(stalled) })
-	resp, err := t.base.RoundTrip(req.WithContext(ctx))
+	resp, err := t.route(req.WithContext(ctx))
 	timer.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -122,24 +147,61 @@ func (g *guardedBody) Close() error {
 	return err
 }
 
-// busyAnswer returns an error for an answer that a later request may not get.
-func busyAnswer(req *http.Request, resp *http.Response) *statusError {
-	switch resp.StatusCode {
+func busyCode(code int) bool {
+	switch code {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-	default:
+		return true
+	}
+	return false
+}
+
+// busyAnswer returns an error for an answer that a later request may not get.
+func busyAnswer(req *http.Request, resp *http.Response) *statusError {
+	if !busyCode(resp.StatusCode) {
 		return nil
 	}
+	return answerOf(req, resp)
+}
+
+// answerOf reads what a registry says besides its status.
+func answerOf(req *http.Request, resp *http.Response) *statusError {
 	e := &statusError{method: req.Method, host: req.URL.Host, path: req.URL.Path, code: resp.StatusCode}
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		e.after = time.Duration(min(seconds, 1<<20)) * time.Second
-	}
+	e.after = retryAfter(resp.Header.Get("Retry-After"))
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // the status alone will do
-	var answer docker.Errors
-	if json.Unmarshal(body, &answer) == nil && answer.Len() > 0 {
-		e.text = cut(answer.Error(), maxErrorText)
+	var answer struct {
+		Errors []struct{ Code, Message string }
 	}
+	if json.Unmarshal(body, &answer) != nil {
+		return e
+	}
+	var texts []string
+	for _, a := range answer.Errors {
+		texts = append(texts, strings.ToLower(a.Code)+": "+a.Message)
+	}
+	e.text = cut(printable(strings.Join(texts, ", ")), maxErrorText)
 	return e
+}
+
+// retryAfter reads both forms of the header: seconds, and a time.
+func retryAfter(text string) time.Duration {
+	if seconds, err := strconv.Atoi(text); err == nil {
+		return time.Duration(max(0, min(seconds, 1<<20))) * time.Second
+	}
+	if at, err := http.ParseTime(text); err == nil {
+		return max(0, time.Until(at).Round(time.Second))
+	}
+	return 0
+}
+
+// printable keeps what a registry writes from shaping our log.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // passing tells whether the same request may succeed a little later.
@@ -151,7 +213,10 @@ func passing(req *http.Request, err error) bool {
 	if errors.As(err, &busy) {
 		return busy.after <= maxRetryAfter
 	}
-	return brokenConnection(err) && !docker.IsLocalhost(req.URL.Host)
+	if errors.Is(err, syscall.ECONNREFUSED) && isLoopback(req.URL.Host) {
+		return false // nothing between us and it was in the way
+	}
+	return brokenConnection(err) && !errors.Is(err, errInternalAddress)
 }
 
 // brokenConnection tells whether err is a connection's, not the peer's verdict
