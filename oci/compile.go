@@ -83,18 +83,20 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 }
 
 // CompileExec turns a further process of a running container into the program
-// that the container's monitor runs for it. Only FileCgroup may be wanted.
+// that the container's monitor runs for it. It may want FileCgroup and
+// FileTerminal.
 func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*Program, error) {
 	caps, err := parseCapSets(proc.Capabilities)
 	if err != nil {
 		return nil, err
 	}
-	if proc.Terminal {
-		return nil, fmt.Errorf("process.terminal: exec with a terminal: %w", ErrUnsupported)
-	}
 	b := newBuilder()
 	if opts.CgroupV2 {
 		b.p.cgroup = b.file(FileCgroup)
+	}
+	terminal := -1
+	if proc.Terminal {
+		terminal = b.file(FileTerminal)
 	}
 	if _, ok := namespace(spec, specs.PIDNamespace); ok {
 		b.p.pidNS = slotInit
@@ -104,6 +106,9 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 	c.labels()
 	b.call("enter the container's namespaces", unix.SYS_SETNS, slotArg(slotInit),
 		flags(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP, "CLONE_NEWNS|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_NEWCGROUP"))
+	if terminal >= 0 {
+		c.execTerminal(terminal)
+	}
 	c.streams()
 	c.limits()
 	root := b.slot()

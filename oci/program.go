@@ -37,10 +37,11 @@ type File int
 
 // The descriptors that programs are given, in the order of Program.Files.
 const (
-	FileRoot    File = iota // the root file system as a detached mount
-	FileMountNS             // an empty mount namespace with the directories /root and /mask
-	FilePIDNS               // the PID namespace that the child is born in
-	FileCgroup              // the directory of the cgroup (v2) that the child is born in
+	FileRoot     File = iota // the root file system as a detached mount
+	FileMountNS              // an empty mount namespace with the directories /root and /mask
+	FilePIDNS                // the PID namespace that the child is born in
+	FileCgroup               // the directory of the cgroup (v2) that the child is born in
+	FileTerminal             // exec: a socket that the terminal's master is sent through
 )
 
 type argKind uint8

@@ -94,17 +94,11 @@ func (m *mounter) device(d *specs.LinuxDevice) {
 	}
 }
 
-// terminal appends the opening of a terminal in the container's own devpts. The slave
-// comes from the master and not from a path (CVE-2025-52565).
+// terminal appends the opening of a terminal in the container's own devpts.
 func (m *mounter) terminal(pts int) {
-	m.master, m.pts = m.slot(), m.slot()
-	m.call("terminal: open ptmx", unix.SYS_OPENAT, slotArg(pts), m.str("ptmx"), flags(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, "O_RDWR|O_NOCTTY|O_CLOEXEC")).to(m.master)
-	m.call("terminal: unlock", unix.SYS_IOCTL, slotArg(m.master), flags(unix.TIOCSPTLCK, "TIOCSPTLCK"), m.bytes(make([]byte, 4), "{0}"))
-	m.call("terminal: open the slave", unix.SYS_IOCTL, slotArg(m.master), flags(unix.TIOCGPTPEER, "TIOCGPTPEER"), flags(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, "O_RDWR|O_NOCTTY|O_CLOEXEC")).to(m.pts)
-	if size := m.spec.Process.ConsoleSize; size != nil {
-		winsize := []byte{byte(size.Height), byte(size.Height >> 8), byte(size.Width), byte(size.Width >> 8), 0, 0, 0, 0}
-		m.call("terminal: set size", unix.SYS_IOCTL, slotArg(m.master), flags(unix.TIOCSWINSZ, "TIOCSWINSZ"), m.bytes(winsize, fmt.Sprintf("{%d, %d}", size.Height, size.Width)))
-	}
+	m.master, m.pts = m.openTerminal(m.spec.Process.ConsoleSize, func(to int) {
+		m.call("terminal: open ptmx", unix.SYS_OPENAT, slotArg(pts), m.str("ptmx"), flags(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, "O_RDWR|O_NOCTTY|O_CLOEXEC")).to(to)
+	})
 }
 
 // console appends the mount of the terminal's slave on /dev/console.

@@ -43,6 +43,8 @@ func (f File) String() string {
 		return "PID namespace"
 	case FileCgroup:
 		return "cgroup"
+	case FileTerminal:
+		return "socket for the terminal"
 	}
 	return "unknown"
 }
@@ -103,8 +105,8 @@ func syscallName(nr uint32) string {
 		unix.SYS_KEYCTL: "keyctl", unix.SYS_PRLIMIT64: "prlimit64", unix.SYS_PRCTL: "prctl", unix.SYS_SETGROUPS: "setgroups",
 		unix.SYS_SETRESGID: "setresgid", unix.SYS_SETRESUID: "setresuid", unix.SYS_CAPSET: "capset", unix.SYS_SECCOMP: "seccomp",
 		unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_EXECVE: "execve",
-		unix.SYS_SETHOSTNAME: "sethostname",
-		opJump:               "JUMP", opFail: "FAIL", opReady: "READY", opReap: "REAP", opClose: "CLOSE",
+		unix.SYS_SETHOSTNAME: "sethostname", unix.SYS_SENDMSG: "sendmsg",
+		opJump: "JUMP", opFail: "FAIL", opReady: "READY", opReap: "REAP", opClose: "CLOSE",
 	}
 	if n, ok := names[nr]; ok {
 		return n

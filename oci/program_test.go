@@ -103,6 +103,29 @@ func TestCompileGolden(t *testing.T) {
 	}
 }
 
+// TestCompileExecGolden does the same for the programs of execs.
+func TestCompileExecGolden(t *testing.T) {
+	spec := readSpec(t, filepath.Join("testdata", "spec", "kubelet.golden.json"))
+	for name, o := range map[string]*CompileOptions{"exec.v1": testOptions(false), "exec-terminal.v1": testOptions(false), "exec-terminal.v2": testOptions(true)} {
+		t.Run(name, func(t *testing.T) {
+			process := ExecProcess(spec, []string{"sh", "-c", "true"}, strings.Contains(name, "terminal"))
+			if process.Terminal {
+				process.ConsoleSize = &specs.Box{Width: 80, Height: 25}
+			}
+			p, err := CompileExec(spec, process, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if err := p.Print(&got); err != nil {
+				t.Fatal(err)
+			}
+			compareGolden(t, filepath.Join("testdata", "program", name+".golden.txt"), got.Bytes())
+			checkEncoding(t, p)
+		})
+	}
+}
+
 func compareGolden(t *testing.T, path string, got []byte) {
 	t.Helper()
 	if *update {

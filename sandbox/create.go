@@ -330,6 +330,7 @@ func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File,
 			files = append(files, open.file(pidNamespace(l.spec)))
 		case oci.FileCgroup:
 			files = append(files, open.keep(l.cgroup.Dir()))
+		case oci.FileTerminal: // of execs only
 		}
 	}
 	return files, open.err

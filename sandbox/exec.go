@@ -36,50 +36,59 @@ type ExecResult struct {
 
 // ExecSync runs a command in the container. After timeout seconds (0: none
 // but ctx's) its whole cgroup is killed and context.DeadlineExceeded returned.
-func (c *Container) ExecSync(ctx context.Context, command []string, timeout int64) (_ ExecResult, err error) {
-	if err := c.require("exec in", stateRunning); err != nil {
-		return ExecResult{}, err
-	}
+func (c *Container) ExecSync(ctx context.Context, command []string, timeout int64) (r ExecResult, err error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(timeout)*time.Second)
 		defer cancel()
 	}
+	err = c.inCgroup(ctx, func(sub *oci.Cgroup) error {
+		r, err = c.execSync(ctx, command, sub)
+		return err
+	})
+	return r, err
+}
+
+// Exec runs a command in the container with the client's streams and returns
+// its exit code once it has ended and its output is complete, or children
+// that it left have held its streams for a while. When ctx ends, the whole
+// cgroup of the command is killed.
+func (c *Container) Exec(ctx context.Context, command []string, s Streams) (code int32, err error) {
+	err = c.inCgroup(ctx, func(sub *oci.Cgroup) error {
+		code, err = c.exec(ctx, command, sub, &s)
+		return err
+	})
+	return code, err
+}
+
+// inCgroup makes a cgroup for a command. What the command leaves running, as a
+// lifecycle hook may, goes with the container; after an error it ends at once.
+func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) error {
+	if err := c.require("exec in", stateRunning); err != nil {
+		return err
+	}
 	cg, err := c.cgroup()
 	if err != nil {
-		return ExecResult{}, err
+		return err
 	}
 	sub, err := cg.Sub("exec-" + newID()[:16])
 	if err != nil {
-		return ExecResult{}, fmt.Errorf("exec in container %s: %w", c.id, err)
+		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	r, err := c.execSync(ctx, command, sub)
-	if err == nil {
+	if err = run(sub); err == nil {
 		c.store.background.Go(func() {
-			// What the command leaves running, as a lifecycle hook may, goes with the container.
 			if err := sub.RemoveIdle(); err != nil {
 				klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
 			}
 		})
-		return r, nil
+		return nil
 	}
-	// Whatever the command had started ends with it.
 	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	return ExecResult{}, errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Remove(kill))
+	return errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Remove(kill))
 }
 
 func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgroup) (ExecResult, error) {
-	var open fileList
-	defer open.close()
-	program, files, err := c.execProgram(command, sub, &open)
-	if err != nil {
-		return ExecResult{}, err
-	}
-	m := c.connected()
-	if m == nil {
-		return ExecResult{}, fmt.Errorf("its monitor is gone: %w", ErrState)
-	}
 	room := &execRoom{left: maxExecOutput}
 	out, errs := output{room: room}, output{room: room}
 	if err := errors.Join(out.open(), errs.open()); err != nil {
@@ -87,17 +96,14 @@ func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgr
 	}
 	defer out.close()
 	defer errs.close()
-	e, err := m.Exec(ctx, conmon.ExecRequest{Program: program, Files: files, Stdout: out.w, Stderr: errs.w, KillOnHangup: true})
+	e, err := c.startExec(ctx, &execCommand{args: command, cgroup: sub, stdio: [3]*os.File{nil, out.w, errs.w}})
 	if err != nil {
 		return ExecResult{}, err
 	}
 	out.read()
 	errs.read()
-	exit, err := e.Wait(ctx)
+	exit, err := waitExec(ctx, e)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("the command was killed: %w", ctx.Err())
-		}
 		return ExecResult{}, err
 	}
 	drain, cancel := context.WithTimeout(ctx, drainTimeout)
@@ -105,20 +111,95 @@ func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgr
 	return ExecResult{Stdout: out.take(drain), Stderr: errs.take(drain), ExitCode: exit.Code}, nil
 }
 
-func (c *Container) execProgram(command []string, sub *oci.Cgroup, open *fileList) (*oci.Program, []*os.File, error) {
+func (c *Container) exec(ctx context.Context, command []string, sub *oci.Cgroup, s *Streams) (int32, error) {
+	x, err := newExecStreams(s)
+	if err != nil {
+		return 0, err
+	}
+	defer x.close()
+	e, err := c.startExec(ctx, &execCommand{args: command, cgroup: sub, stdio: x.theirs, terminal: x.sockets[1], size: firstSize(s)})
+	if err != nil {
+		return 0, err
+	}
+	if err := x.start(s); err != nil {
+		return 0, err
+	}
+	exit, err := waitExec(ctx, e)
+	if err != nil {
+		return 0, err
+	}
+	return exit.Code, x.finish(ctx)
+}
+
+// firstSize is the terminal's size, if the client has sent it already.
+func firstSize(s *Streams) *specs.Box {
+	select {
+	case size, ok := <-s.Resize:
+		if ok && s.Terminal {
+			return &specs.Box{Width: uint(size.Width), Height: uint(size.Height)}
+		}
+	default:
+	}
+	return nil
+}
+
+// execCommand is a command to be run in a container.
+type execCommand struct {
+	args     []string
+	cgroup   *oci.Cgroup
+	stdio    [3]*os.File // nil: /dev/null
+	terminal *os.File    // the socket for a terminal's master, nil: no terminal
+	size     *specs.Box  // the terminal's, nil: unknown
+}
+
+// startExec returns once the command runs.
+func (c *Container) startExec(ctx context.Context, command *execCommand) (*conmon.Exec, error) {
+	var open fileList
+	defer open.close()
+	program, files, err := c.execProgram(command, &open)
+	if err != nil {
+		return nil, err
+	}
+	m := c.connected()
+	if m == nil {
+		return nil, fmt.Errorf("its monitor is gone: %w", ErrState)
+	}
+	return m.Exec(ctx, conmon.ExecRequest{
+		Program: program, Files: files, KillOnHangup: true,
+		Stdin: command.stdio[0], Stdout: command.stdio[1], Stderr: command.stdio[2],
+	})
+}
+
+func waitExec(ctx context.Context, e *conmon.Exec) (conmon.Exit, error) {
+	exit, err := e.Wait(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("the command was killed: %w", ctx.Err())
+	}
+	return exit, err
+}
+
+func (c *Container) execProgram(command *execCommand, open *fileList) (*oci.Program, []*os.File, error) {
 	spec, err := c.execSpec()
 	if err != nil {
 		return nil, nil, err
 	}
-	o := oci.CompileOptions{TaskFiles: sub.JoinPaths(), CgroupV2: c.store.cgroups.V2(), LastCap: c.store.lastCap()}
+	o := oci.CompileOptions{TaskFiles: command.cgroup.JoinPaths(), CgroupV2: c.store.cgroups.V2(), LastCap: c.store.lastCap()}
 	o.Seccomp, o.SeccompFlags = c.filter.Instructions, c.filter.Flags
-	program, err := oci.CompileExec(spec, oci.ExecProcess(spec, command, false), &o)
+	process := oci.ExecProcess(spec, command.args, command.terminal != nil)
+	process.ConsoleSize = command.size
+	program, err := oci.CompileExec(spec, process, &o)
 	if err != nil {
 		return nil, nil, err
 	}
 	var files []*os.File
-	if o.CgroupV2 {
-		files = append(files, open.keep(sub.Dir()))
+	for _, kind := range program.Files {
+		switch kind {
+		case oci.FileCgroup:
+			files = append(files, open.keep(command.cgroup.Dir()))
+		case oci.FileTerminal:
+			files = append(files, command.terminal)
+		case oci.FileRoot, oci.FileMountNS, oci.FilePIDNS: // a running container has them
+		}
 	}
 	return program, files, open.err
 }

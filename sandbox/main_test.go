@@ -156,9 +156,11 @@ func (f *fixture) podConfig(name string, net, pid runtimeapi.NamespaceMode) *run
 }
 
 // pod runs a sandbox with the host's network.
-func (f *fixture) pod() *Sandbox {
+func (f *fixture) pod() *Sandbox { return f.podNamed("pod") }
+
+func (f *fixture) podNamed(name string) *Sandbox {
 	f.t.Helper()
-	b, err := f.store.Run(context.Background(), f.podConfig("pod", runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER), "")
+	b, err := f.store.Run(context.Background(), f.podConfig(name, runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER), "")
 	if err != nil {
 		f.t.Fatal(err)
 	}
