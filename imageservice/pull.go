@@ -139,7 +139,7 @@ func (r *imageRecord) add(n name, root digest.Digest) {
 // record makes the image durable and lists it. Its layers are in their places
 // and pinned.
 func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
-	record := &imageRecord{ID: r.id, Manifest: r.manifest, Layers: r.config.RootFS.DiffIDs}
+	record := &imageRecord{ID: r.id, Manifest: r.manifest, Layers: r.config.RootFS.DiffIDs, Source: r.source}
 	record.add(n, r.root)
 	dir := s.ingestPath()
 	if err := s.writeImage(dir, record, r); err != nil {

@@ -31,6 +31,7 @@ type imageRecord struct {
 	Manifest digest.Digest   `json:"manifest"`
 	Layers   []digest.Digest `json:"layers"` // diffIDs, the bottom one first
 	PulledAt time.Time       `json:"pulledAt"`
+	Source   string          `json:"source,omitempty"` // host that served the manifest
 	// Parents says that parents/ exists: see parents.go.
 	Parents bool `json:"parents,omitempty"`
 	// Removed is an image that users removed while containers held it.

@@ -27,6 +27,8 @@ type session struct {
 	transports []*transport
 	known      map[digest.Digest][]byte // documents that came with an answer; written by resolve only
 	progress   *tracked                 // nil: nobody looks
+	source     string                   // host that served a manifest last, or the archive
+	archive    *imported                // what is asked instead of the hosts; nil: the hosts
 }
 
 // newSession reads the hosts of the image's registry. The caller closes it.
@@ -163,7 +165,7 @@ func (sess *session) getManifest(ctx context.Context, h *host, address string, w
 			return ocispec.Descriptor{}, fmt.Errorf("%w: %s sent %s for %s", ErrDigestMismatch, h.host, got, want)
 		}
 	}
-	sess.known[got] = content
+	sess.known[got], sess.source = content, h.host
 	return ocispec.Descriptor{MediaType: kind, Digest: got, Size: int64(len(content))}, nil
 }
 
@@ -224,6 +226,9 @@ var errNoRanges = errors.New("the registry serves no ranges")
 // open starts the download of a blob from an offset on. Locations that a
 // descriptor names itself are not followed: an image chooses no host to ask.
 func (sess *session) open(ctx context.Context, desc ocispec.Descriptor, offset int64) (rc io.ReadCloser, err error) {
+	if sess.archive != nil {
+		return sess.archive.open(desc, offset)
+	}
 	what, header := "blobs/", http.Header{}
 	if manifestType(desc.MediaType) {
 		what = "manifests/"
@@ -237,6 +242,9 @@ func (sess *session) open(ctx context.Context, desc ocispec.Descriptor, offset i
 		resp, err := h.do(ctx, http.MethodGet, address, header)
 		if err == nil {
 			rc, err = body(resp, desc.Size, offset)
+		}
+		if err == nil && what == "manifests/" {
+			sess.source = h.host // one document is read at a time
 		}
 		return err
 	})
@@ -330,7 +338,7 @@ func (sess *session) explain(err error) error {
 		}
 	}
 	var known *registryError
-	if errors.As(err, &known) {
+	if errors.As(err, &known) || sess.archive != nil {
 		return err
 	}
 	kind := kindOf(err)

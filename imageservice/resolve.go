@@ -20,6 +20,7 @@ const (
 // layer is here.
 type resolved struct {
 	root        digest.Digest // what the name stands for: an index or the manifest
+	source      string        // what served it
 	id          string
 	manifest    digest.Digest
 	rawManifest []byte
@@ -34,7 +35,7 @@ func (sess *session) image(ctx context.Context, root ocispec.Descriptor) (*resol
 	if err != nil {
 		return nil, err
 	}
-	r.root = root.Digest
+	r.root, r.source = root.Digest, sess.source
 	return r, nil
 }
 
