@@ -108,7 +108,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		}
 	}()
 	f.enter("mount the root file system")
-	if l.rootfs, err = overlay(c.root(), append(slices.Clone(image.Layers), c.store.root("skeleton"))); err != nil {
+	if l.rootfs, err = c.store.overlay(c.root(), append(slices.Clone(image.Layers), c.store.root("skeleton"))); err != nil {
 		return err
 	}
 	defer l.rootfs.Close()

@@ -17,6 +17,11 @@ import (
 // maxLinks bounds the symlinks followed on the way to one mount point.
 const maxLinks = 40
 
+const (
+	maxLowerLayers  = 500 // OVL_MAX_STACK
+	maxConfigString = 255 // bytes of a value, of fsconfig(2)
+)
+
 // skeleton makes the layer that lies below every image. It holds the mount
 // points that every container needs: one that an image lacks need not be made
 // in each writable layer, which costs a copy of its parent there.
@@ -37,39 +42,55 @@ func skeleton(dir string) error {
 
 // overlay mounts layers (top first) with a writable layer below dir, as a detached mount:
 // it is in no mount namespace until the container's init attaches it.
-// It is `volatile`: a container's writable layer does not outlive a crash of the
-// machine, so unmounting it need not write it to disk.
-func overlay(dir string, layers []string) (_ *os.File, err error) {
-	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
-	for _, d := range []string{upper, work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+func (s *Store) overlay(dir string, layers []string) (*os.File, error) {
+	return s.features.Overlay.mount(dir, layers, s.features.Overlay.chosen())
+}
+
+// mount makes the writable layer in dir and mounts an overlay.
+func (f *OverlayFeatures) mount(dir string, layers []string, options []overlayOption) (*os.File, error) {
+	if len(layers) > maxLowerLayers {
+		return nil, fmt.Errorf("overlay: %d layers, the kernel stacks at most %d: %w", len(layers), maxLowerLayers, ErrUnsupported)
+	}
+	for _, d := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("overlay: %w", err)
 		}
 	}
+	long := func(l string) bool { return len(l) > maxConfigString }
+	if !f.AppendLayers || long(dir+"/upper") || slices.ContainsFunc(layers, long) {
+		return mountByDescriptors(dir, layers, options)
+	}
+	return mountByPaths(dir, layers, options)
+}
+
+// mountByPaths gives the layers one by one.
+func mountByPaths(dir string, layers []string, options []overlayOption) (_ *os.File, err error) {
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("overlay: open file system: %w", err)
 	}
 	defer unix.Close(fsfd)
-	set := func(key, value string) {
-		if err == nil {
-			if err = unix.FsconfigSetString(fsfd, key, value); err != nil {
-				err = fmt.Errorf("overlay: option %s=%s: %w%s", key, value, err, kernelSays(fsfd))
-			}
+	set := func(o overlayOption) {
+		if err != nil {
+			return
+		}
+		if o.value == "" {
+			err = unix.FsconfigSetFlag(fsfd, o.key)
+		} else {
+			err = unix.FsconfigSetString(fsfd, o.key, o.value)
+		}
+		if err != nil {
+			err = fmt.Errorf("overlay: option %s: %w%s", o, err, kernelSays(fsfd))
 		}
 	}
-	set("source", "overlay")
+	set(overlayOption{"source", "overlay"})
 	for _, l := range layers {
-		set("lowerdir+", l)
+		set(overlayOption{"lowerdir+", l})
 	}
-	set("upperdir", upper)
-	set("workdir", work)
-	set("metacopy", "off")
-	set("uuid", "off") // saves an extended attribute of each writable layer
-	if err == nil {
-		if err = unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
-			err = fmt.Errorf("overlay: option volatile: %w%s", err, kernelSays(fsfd))
-		}
+	set(overlayOption{"upperdir", filepath.Join(dir, "upper")})
+	set(overlayOption{"workdir", filepath.Join(dir, "work")})
+	for _, o := range options {
+		set(o)
 	}
 	if err != nil {
 		return nil, err

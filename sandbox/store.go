@@ -44,6 +44,8 @@ type Config struct {
 	CgroupDriver string // "cgroupfs" or "systemd"
 	CgroupParent string // for pods that name none
 	LogLineBytes int    // longest log line in one piece
+
+	without []string // features of the kernel that tests do without
 }
 
 // Store holds all sandboxes and containers. Its exported methods are safe for
@@ -59,6 +61,7 @@ type Store struct {
 	monitors monitorPlace
 	filters  seccomp.Cache
 	measurer *measurer
+	features Features
 
 	// mu guards the three maps and no object in them.
 	mu         sync.RWMutex
@@ -91,6 +94,9 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		}
 	}
 	if err := skeleton(s.root("skeleton")); err != nil {
+		return nil, err
+	}
+	if s.features.Overlay, err = probe(s.root("probe"), config.without); err != nil {
 		return nil, err
 	}
 	if s.host, err = oci.ReadHost(); err != nil {
@@ -155,10 +161,14 @@ func (s *Store) Close() error {
 
 // Notes says in one line each what this daemon cannot do on this host.
 func (s *Store) Notes() []string {
-	if s.host.SysResource {
-		return nil
+	var notes []string
+	if p := s.features.Overlay.Problem; p != "" {
+		notes = append(notes, "no container can have a root file system: "+p)
 	}
-	return []string{"the daemon lacks CAP_SYS_RESOURCE: OOM scores are not lowered and hard limits not raised, the nearest allowed value is set"}
+	if s.host.SysResource {
+		return notes
+	}
+	return append(notes, "the daemon lacks CAP_SYS_RESOURCE: OOM scores are not lowered and hard limits not raised, the nearest allowed value is set")
 }
 
 func (s *Store) root(parts ...string) string {

@@ -39,6 +39,9 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 			"version": toJSON(s.config.Version),
 			"golang":  toJSON(runtime.Version()),
 		}
+		if s.config.Runtime != nil {
+			resp.Info["features"] = toJSON(s.config.Runtime.Features())
+		}
 		if s.config.NetworkStatus != nil {
 			resp.Info["network"] = toJSON(s.config.NetworkStatus())
 		}
