@@ -225,6 +225,8 @@ func (c *Container) execSpec() (*specs.Spec, error) {
 			return nil, err
 		}
 	}
+	score := c.store.host.ClampOOMScoreAdj(int(c.Status().Resources.GetLinux().GetOomScoreAdj()))
+	full.Process.OOMScoreAdj = &score // an update may have changed it
 	c.keepForExec(full, filter.Instructions, filter.Flags)
 	return c.spec, nil
 }

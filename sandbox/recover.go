@@ -215,7 +215,7 @@ func (s *Store) loadContainer(id string) (*Container, error) {
 	c.status.Store(&ContainerStatus{
 		ID: id, SandboxID: r.SandboxID, Config: config, ImageID: r.ImageID, State: stateUnknown, CreatedAt: r.CreatedAt,
 		LogPath: r.LogPath, StopSignal: r.StopSignal, User: c.readUser(),
-		Resources: &runtimeapi.ContainerResources{Linux: config.GetLinux().GetResources()}, Bundle: c.root(),
+		Resources: c.readResources(config), Bundle: c.root(),
 	})
 	return c, nil
 }
@@ -250,6 +250,7 @@ func (c *Container) recover(ctx context.Context) []func(context.Context) error {
 	if c.recoverEnd() {
 		return nil
 	}
+	c.restoreLimits()
 	if err := c.adopt(ctx); err != nil {
 		return []func(context.Context) error{func(context.Context) error {
 			c.store.watchers.Go(c.awaitMonitor)

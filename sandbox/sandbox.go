@@ -230,14 +230,6 @@ func (b *Sandbox) makeShm() error {
 	return nil
 }
 
-func (b *Sandbox) makeCgroup() error {
-	if !b.record.OwnCgroup {
-		return nil
-	}
-	_, err := b.store.cgroups.Create(b.record.Cgroup, nil)
-	return err
-}
-
 // writeRecord writes the record; the caller has the verb lock or is the only
 // one who knows the sandbox.
 func (b *Sandbox) writeRecord(durable bool) error {

@@ -11,31 +11,28 @@ func unimplemented() map[string]string {
 		stats      = "statistics are not served yet"
 		listStream = "streamed lists are not served yet; the List RPC of the same objects is"
 		metrics    = "CRI metrics are not served yet"
-		update     = "changing resources of what runs is not served yet"
 		checkpoint = "checkpoint and restore are not served yet"
 	)
 	rpcs := map[string]string{
-		"Exec":                      streaming,
-		"Attach":                    streaming,
-		"PortForward":               streaming,
-		"ContainerStats":            stats,
-		"ListContainerStats":        stats,
-		"StreamContainerStats":      stats,
-		"PodSandboxStats":           stats,
-		"ListPodSandboxStats":       stats,
-		"StreamPodSandboxStats":     stats,
-		"StreamPodSandboxes":        listStream,
-		"StreamContainers":          listStream,
-		"ListMetricDescriptors":     metrics,
-		"ListPodSandboxMetrics":     metrics,
-		"StreamPodSandboxMetrics":   metrics,
-		"UpdateContainerResources":  update,
-		"UpdatePodSandboxResources": update,
-		"UpdateRuntimeConfig":       "the pod CIDR is not taken from the kubelet; the network configuration has it",
-		"CheckpointContainer":       checkpoint,
-		"CheckpointPod":             checkpoint,
-		"RestorePod":                checkpoint,
-		"GetContainerEvents":        "container events are not served yet; the kubelet's generic PLEG polls",
+		"Exec":                    streaming,
+		"Attach":                  streaming,
+		"PortForward":             streaming,
+		"ContainerStats":          stats,
+		"ListContainerStats":      stats,
+		"StreamContainerStats":    stats,
+		"PodSandboxStats":         stats,
+		"ListPodSandboxStats":     stats,
+		"StreamPodSandboxStats":   stats,
+		"StreamPodSandboxes":      listStream,
+		"StreamContainers":        listStream,
+		"ListMetricDescriptors":   metrics,
+		"ListPodSandboxMetrics":   metrics,
+		"StreamPodSandboxMetrics": metrics,
+		"UpdateRuntimeConfig":     "the pod CIDR is not taken from the kubelet; the network configuration has it",
+		"CheckpointContainer":     checkpoint,
+		"CheckpointPod":           checkpoint,
+		"RestorePod":              checkpoint,
+		"GetContainerEvents":      "container events are not served yet; the kubelet's generic PLEG polls",
 	}
 	methods := map[string]string{"/runtime.v1.ImageService/StreamImages": listStream}
 	for rpc, why := range rpcs {
