@@ -48,6 +48,7 @@ func TestBadPrograms(t *testing.T) {
 		"JUMP backwards":           func(b []byte) { step(0, opJump)(b); step(32, ^uint64(0))(b) },
 		"FAIL 0":                   func(b []byte) { step(0, opFail)(b); step(32, 0)(b) },
 		"FAIL huge":                func(b []byte) { step(0, opFail)(b); step(32, 4096)(b) },
+		"CLONE with flag THREAD":   func(b []byte) { step(0, opClone)(b); step(32, 0x10000)(b) },
 		"READY slot 256":           func(b []byte) { step(0, opReady)(b); step(32, 256)(b) },
 		"data mask bit 6":          step16(4, 1<<6),
 		"slot mask bit 6":          step16(6, 1<<6),

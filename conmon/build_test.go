@@ -180,7 +180,7 @@ func TestArm64Interpreter(t *testing.T) {
 	}
 	defer func() { _, _ = unix.Wait4(pid, nil, 0, nil) }()
 	var step *StepError
-	if err := awaitReady(report, p); !errors.As(err, &step) || step.Step != 4 || step.Errno != unix.ENOENT {
+	if _, err := awaitReady(report, p, 1); !errors.As(err, &step) || step.Step != 4 || step.Errno != unix.ENOENT {
 		t.Error(err)
 	}
 	text := make([]byte, 20)

@@ -19,6 +19,7 @@ type Pause struct {
 	Program     Program    // its last step is REAP, after READY
 	Files       []*os.File // the program's descriptors: slots 8 and up
 	CloneFlags  uintptr    // CLONE_NEW* beside CLONE_NEWPID
+	Clones      bool       // the program makes the PID namespace, by CLONE
 	Cgroup      *os.File   // v2 directory to start it in; nil: the daemon's
 	OOMScoreAdj int        // the daemon's when that is not allowed
 }
@@ -38,33 +39,18 @@ func (b *Binary) pause(ctx context.Context, p *Pause) (int, error) {
 	if len(p.Files) > slots-slotFiles {
 		return 0, fmt.Errorf("%d descriptors for the program: %w", len(p.Files), unix.E2BIG)
 	}
-	program, err := sealedFile("program", p.Program.Encode(), false)
-	if err != nil {
-		return 0, fmt.Errorf("program in memory: %w", err)
+	flags := p.CloneFlags
+	if !p.Clones {
+		flags |= unix.CLONE_NEWPID
 	}
-	defer unix.Close(program)
-	report, end, err := os.Pipe()
+	pid, report, err := b.runProgram(p.Program, p.Files, &syscall.SysProcAttr{Cloneflags: flags}, p.Cgroup)
 	if err != nil {
 		return 0, err
 	}
 	defer report.Close()
-	files := []uintptr{uintptr(program), end.Fd()}
-	for _, f := range p.Files {
-		files = append(files, f.Fd())
-	}
-	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID | p.CloneFlags}
-	if p.Cgroup != nil {
-		attr.UseCgroupFD = true
-		attr.CgroupFD = int(p.Cgroup.Fd())
-	}
-	pid, err := b.spawn([]string{"cri-pause", strconv.Itoa(len(p.Files))}, files, attr)
-	end.Close()
-	if err != nil {
-		return 0, err
-	}
 	stop := context.AfterFunc(ctx, func() { report.Close() })
 	defer stop()
-	err = awaitReady(report, p.Program)
+	pid, err = awaitReady(report, p.Program, pid)
 	if err == nil {
 		err = protect(pid, p.OOMScoreAdj)
 	}
@@ -76,21 +62,55 @@ func (b *Binary) pause(ctx context.Context, p *Pause) (int, error) {
 	return pid, nil
 }
 
-// awaitReady reads what the program reports on its pipe.
-func awaitReady(report io.Reader, p Program) error {
-	var b [reportSize]byte
-	if _, err := io.ReadFull(report, b[:]); err != nil {
-		return fmt.Errorf("it ended before it was ready: %w", err)
+// runProgram starts a process that runs a program on its own, in a session of its
+// own. What it reports can be read from the result.
+func (b *Binary) runProgram(p Program, files []*os.File, attr *syscall.SysProcAttr, cgroup *os.File) (int, *os.File, error) {
+	program, err := sealedFile("program", p.Encode(), false)
+	if err != nil {
+		return 0, nil, fmt.Errorf("program in memory: %w", err)
 	}
+	defer unix.Close(program)
+	report, end, err := os.Pipe()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer end.Close()
+	given := []uintptr{uintptr(program), end.Fd()}
+	for _, f := range files {
+		given = append(given, f.Fd())
+	}
+	attr.Setsid = true
+	if cgroup != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(cgroup.Fd())
+	}
+	pid, err := b.spawn([]string{"cri-pause", strconv.Itoa(len(files))}, given, attr)
+	if err != nil {
+		return 0, nil, errors.Join(err, report.Close())
+	}
+	return pid, report, nil
+}
+
+// awaitReady reads what the program of process pid reports on its pipe, and returns the
+// process that is ready: another one when the program went on in a clone.
+func awaitReady(report io.Reader, p Program, pid int) (int, error) {
+	var b [reportSize]byte
 	le := binary.LittleEndian
-	step, errno := le.Uint32(b[4:]), le.Uint32(b[8:])
-	switch {
-	case b[0] == 'R':
-		return nil
-	case step == ^uint32(0):
-		return fmt.Errorf("%w: launch program refused: %w", ErrProtocol, unix.Errno(errno))
-	default:
-		f := &failed{where: whereStep, err: errno, step: step}
-		return f.failure(p)
+	for {
+		if _, err := io.ReadFull(report, b[:]); err != nil {
+			return pid, fmt.Errorf("it ended before it was ready: %w", err)
+		}
+		step, errno := le.Uint32(b[4:]), le.Uint32(b[8:])
+		switch {
+		case b[0] == 'R':
+			return pid, nil
+		case b[0] == 'C':
+			_, _ = unix.Wait4(pid, nil, 0, nil) // it ends once it has said so
+			pid = int(step)
+		case step == ^uint32(0):
+			return pid, fmt.Errorf("%w: launch program refused: %w", ErrProtocol, unix.Errno(errno))
+		default:
+			f := &failed{where: whereStep, err: errno, step: step}
+			return pid, f.failure(p)
+		}
 	}
 }

@@ -40,6 +40,7 @@ const (
 	opReady = 0x10002
 	opReap  = 0x10003
 	opClose = 0x10004
+	opClone = 0x10005
 
 	flagKeep  = 1
 	flagExact = 2

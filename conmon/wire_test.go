@@ -42,7 +42,7 @@ func TestHeaderConstants(t *testing.T) {
 		"STATE_EMPTY": uint64(StateEmpty), "STATE_CREATED": uint64(StateCreated),
 		"STATE_RUNNING": uint64(StateRunning), "STATE_EXITED": uint64(StateExited),
 		// Used by this package's tests only.
-		"OP_JUMP": opJump, "OP_FAIL": opFail, "OP_READY": opReady, "OP_REAP": opReap, "OP_CLOSE": opClose,
+		"OP_JUMP": opJump, "OP_FAIL": opFail, "OP_READY": opReady, "OP_REAP": opReap, "OP_CLOSE": opClose, "OP_CLONE": opClone,
 		"STEP_KEEP": flagKeep, "STEP_EXACT": flagExact,
 		// Limits that only the monitor needs to know.
 		"CONNECTIONS_MAX": 64, "EXECS_MAX": 256, "LINE_DEFAULT": 16384, "SLOT_INIT": 3, "ARGS": 6,

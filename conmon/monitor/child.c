@@ -156,6 +156,16 @@ static void init_ready(struct child *c, s32 terminal)
 	c->conn = -1;
 }
 
+/* The program goes on in a clone of the child, which then ends: not the end of anything. */
+static void child_replaced(struct child *c, u32 pid, s32 pidfd)
+{
+	shut(&c->pidfd);
+	c->pidfd = pidfd;
+	c->pid = (s32)pid;
+	if (c->conn < 0)	/* who asked was lost, and the child killed, before we knew of this one */
+		SYS(pidfd_send_signal, pidfd, SIGKILL, 0, 0);
+}
+
 /* The program's end of the socket is gone: execve has succeeded, or the child has died. */
 static void report_closed(u32 index)
 {
@@ -199,6 +209,10 @@ void child_report(u32 index)
 		s32 fd = n > 0 ? report_fd(&msg, &control.head) : -1;
 		if (n == sizeof r && r.kind == 'R' && index == 0 && c->phase == SETUP) {
 			init_ready(c, fd);
+			continue;
+		}
+		if (n == sizeof r && r.kind == 'C' && fd >= 0 && index == 0 && c->phase == SETUP) {
+			child_replaced(c, r.step, fd);
 			continue;
 		}
 		shut(&fd);
@@ -266,6 +280,8 @@ void children_reap(void)
 			if (c->phase == FREE || c->pid != info.pid)
 				continue;
 			child_report(i);	/* its last words, that it started before it ended */
+			if (c->pid != info.pid)
+				break;	/* a clone has taken its place */
 			if (c->report >= 0)
 				unwatch(&c->report);
 			shut(&c->pidfd);

@@ -25,6 +25,8 @@ static bool pseudo_check(const struct step *s, u64 left, bool exec)
 		return !exec;
 	case OP_CLOSE:
 		return true;
+	case OP_CLONE:
+		return !exec && !(s->args[0] & ~CLONE_NEW_ANY);
 	}
 	return false;
 }
@@ -128,20 +130,49 @@ static _Noreturn void report_failure(s32 report, u32 step, u32 err)
 	leave(127);
 }
 
-/* The terminal's master goes to the monitor, the child keeps no use for it. */
-static long report_ready(s32 report, long terminal)
+/* Tells r, with a descriptor if there is one to hand over. */
+static long tell(s32 report, struct report r, long with)
 {
-	struct report r = { 'R', 0, 0 };
 	struct iovec iov = { &r, sizeof r };
 	struct {
 		struct cmsghdr head;
 		s32 fd;
-	} control = { { sizeof control.head + sizeof control.fd, SOL_SOCKET, SCM_RIGHTS }, (s32)terminal };
+	} control = { { sizeof control.head + sizeof control.fd, SOL_SOCKET, SCM_RIGHTS }, (s32)with };
 	struct msghdr msg = { .iov = &iov, .iovs = 1, .control = &control, .control_length = sizeof control };
 
-	if (terminal < 0)
+	if (with < 0)
 		return SYS(write, report, &r, sizeof r);
 	return SYS(sendmsg, report, &msg, 0);
+}
+
+/*
+ * Goes on in a clone, a child of our own parent, in new namespaces that belong to
+ * the user namespace we have entered meanwhile: a PID namespace cannot be entered
+ * otherwise than by being born in it. The clone waits for our end, so that its
+ * parent learns of it before it hears from it.
+ */
+static long go_on_in_clone(u64 flags, s32 report, bool monitored)
+{
+	s32 pidfd = -1, end[2];
+	u8 none;
+	struct clone_args args = { .flags = flags | CLONE_PARENT | CLONE_PIDFD, .pidfd = (u64)&pidfd };
+
+	long r = SYS(pipe2, end, O_CLOEXEC);
+	if (failed(r))
+		return r;
+	r = SYS(clone3, &args, sizeof args);
+	if (failed(r))
+		return r;
+	if (r > 0) {
+		struct report say = { 'C', (u32)r, 0 };
+		if (failed(tell(report, say, monitored ? pidfd : -1)))
+			SYS(pidfd_send_signal, pidfd, SIGKILL, 0, 0);
+		leave(0);
+	}
+	SYS(close, end[1]);
+	SYS(read, end[0], &none, 1);
+	SYS(close, end[0]);
+	return 0;
 }
 
 /* Waits for START. When the monitor is gone there is nobody to live for. */
@@ -192,7 +223,7 @@ _Noreturn void program_run(u8 *base, long *slot, s32 report, bool wait)
 			report_failure(report, i, kept ? kept : (u32)s[i].args[0]);
 		case OP_READY:
 			terminal = s[i].args[0] == ~0ul ? -1 : slot[s[i].args[0]];
-			result = report_ready(report, terminal);
+			result = tell(report, (struct report){ 'R', 0, 0 }, terminal);
 			if (!failed(result) && wait)
 				await_start(report);
 			break;
@@ -202,6 +233,9 @@ _Noreturn void program_run(u8 *base, long *slot, s32 report, bool wait)
 			if (report > 3)
 				SYS(close_range, 3, report - 1, 0);
 			SYS(close_range, report + 1, ~0u, 0);
+			break;
+		case OP_CLONE:
+			result = go_on_in_clone(s[i].args[0], report, wait);
 			break;
 		default:
 			result = step_call(&s[i], base, slot);

@@ -157,6 +157,7 @@ enum {
 	OP_READY = 0x10002,
 	OP_REAP = 0x10003,
 	OP_CLOSE = 0x10004,
+	OP_CLONE = 0x10005,
 };
 
 struct program {
@@ -189,8 +190,8 @@ struct step {
 
 /* What a program says while it runs: to the monitor, or on cri-pause's pipe. */
 struct report {
-	uint32_t kind;	/* 'R': ready, 'E': a step failed */
-	uint32_t step;
+	uint32_t kind;	/* 'R': ready, 'E': a step failed, 'C': a clone goes on */
+	uint32_t step;	/* 'C': the clone's pid */
 	uint32_t err;
 };
 
