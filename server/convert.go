@@ -74,7 +74,7 @@ func containerStatus(st *sandbox.ContainerStatus, names *imageNames) *runtimeapi
 		Message:     strings.ToValidUTF8(st.Message, "\uFFFD"), // may quote a file of the image
 		Labels:      st.Config.GetLabels(),
 		Annotations: st.Config.GetAnnotations(),
-		Mounts:      st.Config.GetMounts(),
+		Mounts:      names.mounts(st),
 		LogPath:     st.LogPath,
 		Resources:   st.Resources,
 		User:        st.User,

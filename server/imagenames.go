@@ -1,9 +1,11 @@
 package server
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/imageservice"
@@ -55,6 +57,33 @@ func (n *imageNames) of(st *sandbox.ContainerStatus) imageName {
 	}
 	n.known[key] = name
 	return name
+}
+
+// mounts returns a container's mounts. One of an image gets the digested
+// reference of that image: the kubelet shows it as the volume's.
+func (n *imageNames) mounts(st *sandbox.ContainerStatus) []*runtimeapi.Mount {
+	mounts := st.Config.GetMounts()
+	cloned := false
+	for i, m := range mounts {
+		if m.GetImage().GetImage() == "" || m.GetImage().GetImageRef() != "" {
+			continue
+		}
+		image, err := n.images.Image(m.GetImage().GetImage())
+		if err != nil {
+			continue
+		}
+		if !cloned {
+			mounts, cloned = slices.Clone(mounts), true
+		}
+		named := proto.CloneOf(m)
+		wanted := named.GetImage().GetUserSpecifiedImage()
+		if wanted == "" {
+			wanted = named.GetImage().GetImage()
+		}
+		named.Image.ImageRef = digestOf(image, wanted)
+		mounts[i] = named
+	}
+	return mounts
 }
 
 // tagOf picks the tag that wanted means, or the first one.

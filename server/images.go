@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/imageservice"
@@ -13,19 +14,37 @@ import (
 
 // ListImages lists the images, or the one that the filter names.
 func (s *imageService) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	resp := &runtimeapi.ListImagesResponse{}
-	if name := req.GetFilter().GetImage().GetImage(); name != "" {
+	images, err := s.listed(req.GetFilter())
+	return &runtimeapi.ListImagesResponse{Images: images}, err
+}
+
+// StreamImages lists the same in several messages, for nodes whose images do
+// not fit into one.
+func (s *imageService) StreamImages(req *runtimeapi.StreamImagesRequest, stream runtimeapi.ImageService_StreamImagesServer) error {
+	images, err := s.listed(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return sendBatches(images, func(batch []*runtimeapi.Image) error {
+		return stream.Send(&runtimeapi.StreamImagesResponse{Images: batch})
+	})
+}
+
+// listed returns the images that pass a filter: by id, tag or digest.
+func (s *imageService) listed(filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	if name := filter.GetImage().GetImage(); name != "" {
 		image, err := s.lookUp(name)
 		if err != nil || image == nil {
-			return resp, err
+			return nil, err
 		}
-		resp.Images = append(resp.Images, imageItem(image))
-		return resp, nil
+		return []*runtimeapi.Image{imageItem(image)}, nil
 	}
-	for _, image := range s.config.Images.Images() {
-		resp.Images = append(resp.Images, imageItem(image))
+	images := s.config.Images.Images()
+	items := make([]*runtimeapi.Image, 0, len(images))
+	for _, image := range images {
+		items = append(items, imageItem(image))
 	}
-	return resp, nil
+	return items, nil
 }
 
 // ImageStatus describes an image; one that isn't there is nil, not an error.
@@ -40,7 +59,11 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 	}
 	resp.Image = imageItem(image)
 	if req.GetVerbose() {
-		resp.Info = map[string]string{"info": toJSON(imageInfo(image))}
+		details, err := s.imageInfo(image)
+		if err != nil {
+			return nil, err
+		}
+		resp.Info = map[string]string{"info": toJSON(details)}
 	}
 	return resp, nil
 }
@@ -75,22 +98,44 @@ func (s *imageService) RemoveImage(ctx context.Context, req *runtimeapi.RemoveIm
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo says what images take on disk. Containers' files are on the
-// same file system; the entry for them has the same figures, because a kubelet
-// that takes its statistics from cAdvisor refuses a response without one, and
-// reads no figures from it as long as the mount points are equal.
+// ImageFsInfo says what images and the writable layers of containers take on
+// disk. A kubelet takes two equal mount points for one file system, and that is
+// what they mostly are: the directories differ, the one that is named is the
+// same, so that the kubelet does not collect for one what it freed for the
+// other.
 func (s *imageService) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	usage, err := s.config.Images.Usage()
 	if err != nil {
 		return nil, fmt.Errorf("usage of the images' file system: %w", err)
 	}
-	entries := []*runtimeapi.FilesystemUsage{{
-		Timestamp:  time.Now().UnixNano(),
-		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: usage.Path},
-		UsedBytes:  &runtimeapi.UInt64Value{Value: usage.Bytes},
-		InodesUsed: &runtimeapi.UInt64Value{Value: usage.Inodes},
+	containers := s.config.Runtime.Filesystem()
+	path := containers.Path
+	if sameFilesystem(usage.Path, path) {
+		path = usage.Path
+	}
+	return &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems:     filesystem(usage.Path, usage.Bytes, usage.Inodes, time.Now()),
+		ContainerFilesystems: filesystem(path, containers.Bytes, containers.Inodes, containers.At),
+	}, nil
+}
+
+func filesystem(path string, bytes, inodes uint64, at time.Time) []*runtimeapi.FilesystemUsage {
+	return []*runtimeapi.FilesystemUsage{{
+		Timestamp:  at.UnixNano(),
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: path},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: bytes},
+		InodesUsed: &runtimeapi.UInt64Value{Value: inodes},
 	}}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: entries, ContainerFilesystems: entries}, nil
+}
+
+// sameFilesystem tells whether two directories are on one device. Those that
+// cannot be looked at are taken for such, as they are by default.
+func sameFilesystem(a, b string) bool {
+	var one, two unix.Stat_t
+	if unix.Stat(a, &one) != nil || unix.Stat(b, &two) != nil {
+		return true
+	}
+	return one.Dev == two.Dev
 }
 
 // lookUp returns nil for an image that isn't there.

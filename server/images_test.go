@@ -3,13 +3,16 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/imageservice"
@@ -63,10 +66,10 @@ func TestImages(t *testing.T) {
 		!image.GetPinned() || len(image.GetRepoTags()) != 2 || len(image.GetRepoDigests()) != 2 {
 		t.Errorf("status %v", image)
 	}
-	var details struct {
-		ImageSpec imagespec.Image `json:"imageSpec"`
-	}
-	if err := json.Unmarshal([]byte(st.GetInfo()["info"]), &details); err != nil || details.ImageSpec.Config.User != "1000:100" {
+	var details imageDetails
+	err = json.Unmarshal([]byte(st.GetInfo()["info"]), &details)
+	if err != nil || details.ImageSpec.Config.User != "1000:100" || details.Source != "mirror.example" ||
+		details.ChainID != busyboxID || len(details.Layers) != 1 || details.Layers[0].SharedBy != 2 {
 		t.Errorf("info %v, %v", st.GetInfo(), err)
 	}
 	for name, code := range map[string]codes.Code{"none": codes.OK, "BAD": codes.InvalidArgument} {
@@ -85,6 +88,11 @@ func TestImages(t *testing.T) {
 		t.Errorf("usage %v", u)
 	}
 
+	u = usage.GetContainerFilesystems()[0]
+	if u.GetFsId().GetMountpoint() != "/images" || u.GetUsedBytes().GetValue() != 0 || u.GetTimestamp() <= 0 {
+		t.Errorf("usage of containers %v", u)
+	}
+
 	for range 2 { // the second finds nothing, which is no error
 		if _, err := client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: imageSpec(busyboxTag)}); err != nil {
 			t.Errorf("remove: %v", err)
@@ -92,6 +100,64 @@ func TestImages(t *testing.T) {
 	}
 	if _, err := client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: imageSpec("BAD")}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("remove BAD: %v", err)
+	}
+}
+
+// Every image comes exactly once, in messages that no kubelet finds too large.
+func TestStreamImages(t *testing.T) {
+	captureLog(t, "0")
+	const n = 2000
+	store := make([]*imageservice.Image, 0, n)
+	for i := range n {
+		image := &imageservice.Image{ID: fmt.Sprintf("sha256:%064d", i)}
+		for tag := range 30 {
+			image.RepoTags = append(image.RepoTags, fmt.Sprintf("registry.example/%s:%d-%d", strings.Repeat("x", 100), i, tag))
+		}
+		store = append(store, image)
+	}
+	client := runtimeapi.NewImageServiceClient(serve(t, testConfig(t, newMemoryImages(store...))).conn)
+	receive := func(filter string) (messages int, ids map[string]int) {
+		t.Helper()
+		req := &runtimeapi.StreamImagesRequest{}
+		if filter != "" {
+			req.Filter = &runtimeapi.ImageFilter{Image: imageSpec(filter)}
+		}
+		stream, err := client.StreamImages(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = map[string]int{}
+		for {
+			resp, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return messages, ids
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			messages++
+			if size := proto.Size(resp); size > maxBatchBytes+1000 || len(resp.GetImages()) == 0 {
+				t.Errorf("a message of %d images, %d bytes", len(resp.GetImages()), size)
+			}
+			for _, image := range resp.GetImages() {
+				ids[image.GetId()]++
+			}
+		}
+	}
+	messages, ids := receive("")
+	if len(ids) != n || messages < 2 {
+		t.Errorf("%d images in %d messages", len(ids), messages)
+	}
+	for id, times := range ids {
+		if times != 1 {
+			t.Errorf("%s came %d times", id, times)
+		}
+	}
+	if messages, ids = receive(store[7].RepoTags[3]); messages != 1 || ids[store[7].ID] != 1 {
+		t.Errorf("filtered: %d messages, %v", messages, ids)
+	}
+	if messages, _ = receive("none"); messages != 0 {
+		t.Errorf("nothing in %d messages", messages)
 	}
 }
 

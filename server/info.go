@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -44,9 +47,17 @@ type podDetails struct {
 	RuntimeSpec    *specs.Spec                  `json:"runtimeSpec"`
 }
 
+// imageDetails is what verbose status shows of an image. Scripts around crictl
+// read imageSpec and chainID by these names.
 type imageDetails struct {
-	ImageSpec imagespec.Image `json:"imageSpec"`
-	Layers    []string        `json:"layers,omitempty"`
+	ChainID   digest.Digest               `json:"chainID,omitempty"` // of the whole chain of layers
+	Manifest  digest.Digest               `json:"manifest"`
+	Source    string                      `json:"source,omitempty"` // host that served it
+	PulledAt  time.Time                   `json:"pulledAt"`
+	Unshared  uint64                      `json:"unshared"` // bytes that go when the image goes
+	Users     []string                    `json:"users,omitempty"`
+	Layers    []imageservice.LayerDetails `json:"layers"` // the lowest one first
+	ImageSpec imagespec.Image             `json:"imageSpec"`
 }
 
 func containerInfo(st *sandbox.ContainerStatus) *containerDetails {
@@ -107,8 +118,19 @@ func podInfo(st *sandbox.SandboxStatus) *podDetails {
 	}
 }
 
-func imageInfo(image *imageservice.Image) *imageDetails {
-	return &imageDetails{ImageSpec: image.Config, Layers: image.Layers}
+func (s *imageService) imageInfo(image *imageservice.Image) (*imageDetails, error) {
+	d, err := s.config.Images.Details(image.ID)
+	if err != nil {
+		return nil, fmt.Errorf("details of image %s: %w", image.ID, err)
+	}
+	chain := make([]digest.Digest, 0, len(d.Layers))
+	for _, l := range d.Layers {
+		chain = append(chain, l.DiffID)
+	}
+	return &imageDetails{
+		ChainID: identity.ChainID(chain), Manifest: d.Manifest, Source: d.Source, PulledAt: d.PulledAt,
+		Unshared: d.Unshared, Users: d.Users, Layers: d.Layers, ImageSpec: d.Config,
+	}, nil
 }
 
 // toJSON encodes a value of Info; CRI wants JSON there whatever happens.

@@ -118,6 +118,17 @@ func (m *memoryImages) Usage() (imageservice.Usage, error) {
 	return imageservice.Usage{Path: "/images", Bytes: 4096, Inodes: 7}, nil
 }
 
+func (m *memoryImages) Details(ref string) (*imageservice.Details, error) {
+	image, err := m.Image(ref)
+	if err != nil {
+		return nil, err
+	}
+	return &imageservice.Details{
+		ID: image.ID, Source: "mirror.example", Config: image.Config,
+		Layers: []imageservice.LayerDetails{{DiffID: busyboxID, SharedBy: 2}},
+	}, nil
+}
+
 // testConfig is a Config over an empty runtime and the images.
 func testConfig(t testing.TB, images Images) Config {
 	t.Helper()

@@ -48,10 +48,18 @@ type ImageHolds interface {
 	Release(imageID, user string)
 }
 
+// ImageDetails tells more about images than CRI asks for.
+// *imageservice.Store implements it.
+type ImageDetails interface {
+	// Details describes the image with that id, name or digest.
+	Details(ref string) (*imageservice.Details, error)
+}
+
 // Images is the whole of what the server needs of package imageservice.
 type Images interface {
 	ImageStore
 	ImageHolds
+	ImageDetails
 }
 
 // Config is what a Server is made of. The functions are called from several

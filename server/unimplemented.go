@@ -34,7 +34,7 @@ func unimplemented() map[string]string {
 		"RestorePod":              checkpoint,
 		"GetContainerEvents":      "container events are not served yet; the kubelet's generic PLEG polls",
 	}
-	methods := map[string]string{"/runtime.v1.ImageService/StreamImages": listStream}
+	methods := map[string]string{}
 	for rpc, why := range rpcs {
 		methods["/runtime.v1.RuntimeService/"+rpc] = why
 	}
