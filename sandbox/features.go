@@ -77,19 +77,10 @@ func probe(dir string, without []string) (_ OverlayFeatures, err error) {
 	if err := os.Mkdir(lower, 0o755); err != nil {
 		return OverlayFeatures{}, fmt.Errorf("probe overlay: %w", err)
 	}
-	lowers := []string{lower}
 	n := 0
 	try := func(f OverlayFeatures, options []overlayOption) error {
 		n++
-		upper := filepath.Join(dir, fmt.Sprint(n))
-		if err := os.Mkdir(upper, 0o700); err != nil {
-			return err
-		}
-		m, err := f.mount(upper, lowers, options)
-		if err != nil {
-			return err
-		}
-		return m.Close()
+		return f.try(filepath.Join(dir, fmt.Sprint(n)), lower, options)
 	}
 	var fixed []overlayOption
 	f := OverlayFeatures{AppendLayers: !slices.Contains(without, "appendLayers"), Options: []string{}}
@@ -114,6 +105,28 @@ func probe(dir string, without []string) (_ OverlayFeatures, err error) {
 	}
 	f.take(slices.DeleteFunc(wanted, func(o overlayOption) bool { return try(f, append(slices.Clone(fixed), o)) != nil }))
 	return f, nil
+}
+
+// try makes an overlay of one layer, with the writable one in dir.
+func (f *OverlayFeatures) try(dir, lower string, options []overlayOption) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if !f.AppendLayers {
+		m, err := f.mount(dir, []string{lower}, options)
+		if err != nil {
+			return err
+		}
+		return m.Close()
+	}
+	if err := makeWritable(dir, 1); err != nil {
+		return err
+	}
+	fsfd, err := createByPaths(dir, []string{lower}, options) // a mount would wait for readers of the mount table
+	if err != nil {
+		return err
+	}
+	return unix.Close(fsfd)
 }
 
 func (f *OverlayFeatures) take(options []overlayOption) {

@@ -48,13 +48,8 @@ func (s *Store) overlay(dir string, layers []string) (*os.File, error) {
 
 // mount makes the writable layer in dir and mounts an overlay.
 func (f *OverlayFeatures) mount(dir string, layers []string, options []overlayOption) (*os.File, error) {
-	if len(layers) > maxLowerLayers {
-		return nil, fmt.Errorf("overlay: %d layers, the kernel stacks at most %d: %w", len(layers), maxLowerLayers, ErrUnsupported)
-	}
-	for _, d := range []string{"upper", "work"} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
-			return nil, fmt.Errorf("overlay: %w", err)
-		}
+	if err := makeWritable(dir, len(layers)); err != nil {
+		return nil, err
 	}
 	long := func(l string) bool { return len(l) > maxConfigString }
 	if !f.AppendLayers || long(dir+"/upper") || slices.ContainsFunc(layers, long) {
@@ -63,13 +58,42 @@ func (f *OverlayFeatures) mount(dir string, layers []string, options []overlayOp
 	return mountByPaths(dir, layers, options)
 }
 
-// mountByPaths gives the layers one by one.
-func mountByPaths(dir string, layers []string, options []overlayOption) (_ *os.File, err error) {
-	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+// makeWritable makes the directories of a writable layer over so many layers.
+func makeWritable(dir string, layers int) error {
+	if layers > maxLowerLayers {
+		return fmt.Errorf("overlay: %d layers, the kernel stacks at most %d: %w", layers, maxLowerLayers, ErrUnsupported)
+	}
+	for _, d := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return fmt.Errorf("overlay: %w", err)
+		}
+	}
+	return nil
+}
+
+func mountByPaths(dir string, layers []string, options []overlayOption) (*os.File, error) {
+	fsfd, err := createByPaths(dir, layers, options)
 	if err != nil {
-		return nil, fmt.Errorf("overlay: open file system: %w", err)
+		return nil, err
 	}
 	defer unix.Close(fsfd)
+	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("overlay: make mount: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "rootfs"), nil
+}
+
+// createByPaths gives the layers one by one, and returns an overlay without a mount.
+func createByPaths(dir string, layers []string, options []overlayOption) (fsfd int, err error) {
+	if fsfd, err = unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC); err != nil {
+		return -1, fmt.Errorf("overlay: open file system: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fsfd)
+		}
+	}()
 	set := func(o overlayOption) {
 		if err != nil {
 			return
@@ -93,16 +117,12 @@ func mountByPaths(dir string, layers []string, options []overlayOption) (_ *os.F
 		set(o)
 	}
 	if err != nil {
-		return nil, err
+		return fsfd, err
 	}
 	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return nil, fmt.Errorf("overlay: create with %d layers in %s: %w%s", len(layers), dir, err, kernelSays(fsfd))
+		return fsfd, fmt.Errorf("overlay: create with %d layers in %s: %w%s", len(layers), dir, err, kernelSays(fsfd))
 	}
-	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("overlay: make mount: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "rootfs"), nil
+	return fsfd, nil
 }
 
 // kernelSays reads the messages that the kernel left for a file system context.
