@@ -34,6 +34,8 @@ var (
 	ErrMalformedLayer = errors.New("malformed layer")
 	// ErrTooLarge: a manifest, config or layer goes beyond one of the limits.
 	ErrTooLarge = errors.New("image exceeds a limit")
+	// ErrDenied: the image policy does not let the image in.
+	ErrDenied = errors.New("denied")
 	// ErrLocked: another process has the store open.
 	ErrLocked = errors.New("image store is in use by another process")
 	// ErrClosed: the Store was closed.

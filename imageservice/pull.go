@@ -32,7 +32,11 @@ func (s *Store) pull(ctx context.Context, n name, creds credentials) (image *Ima
 	if err != nil {
 		return nil, fmt.Errorf("resolve: %w", err)
 	}
-	if image, err := s.adopt(n, root.Digest); image != nil || err != nil {
+	verdict, err := s.admit(ctx, sess, root.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if image, err := s.adopt(n, root.Digest, verdict); image != nil || err != nil {
 		progress.adopted(s, image)
 		return image, err
 	}
@@ -40,6 +44,7 @@ func (s *Store) pull(ctx context.Context, n name, creds credentials) (image *Ima
 	if err != nil {
 		return nil, err
 	}
+	r.verdict = verdict
 	return s.bring(ctx, sess, n, r)
 }
 
@@ -80,7 +85,7 @@ func (s *Store) bring(ctx context.Context, sess *session, n name, r *resolved) (
 
 // adopt gives the name to an image that is here already: its repository says
 // that it stands for the same digest.
-func (s *Store) adopt(n name, root digest.Digest) (*Image, error) {
+func (s *Store) adopt(n name, root digest.Digest, verdict string) (*Image, error) {
 	text := name{repository: n.repository, digest: root}.String()
 	s.mu.Lock()
 	var found *entry
@@ -110,13 +115,13 @@ func (s *Store) adopt(n name, root digest.Digest) (*Image, error) {
 	if !usable {
 		return nil, nil // removed meanwhile
 	}
-	return s.rename(e, n, root)
+	return s.rename(e, n, root, verdict)
 }
 
 // rename gives an image that has a record one more name. The caller holds disk.
-func (s *Store) rename(e *entry, n name, root digest.Digest) (*Image, error) {
+func (s *Store) rename(e *entry, n name, root digest.Digest, verdict string) (*Image, error) {
 	record := e.record.clone()
-	record.add(n, root)
+	record.add(n, root, verdict)
 	if err := writeRecord(s.recordPath(record.ID), record); err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
@@ -124,13 +129,19 @@ func (s *Store) rename(e *entry, n name, root digest.Digest) (*Image, error) {
 }
 
 // add gives a record a name that was just pulled.
-func (r *imageRecord) add(n name, root digest.Digest) {
+func (r *imageRecord) add(n name, root digest.Digest, verdict string) {
 	if n.tag != "" && !slices.Contains(r.Tags, n.String()) {
 		r.Tags = append(r.Tags, n.String())
 	}
 	text := name{repository: n.repository, digest: root}.String()
 	if !slices.Contains(r.Digests, text) {
 		r.Digests = append(r.Digests, text)
+	}
+	if verdict != "" {
+		if r.Verified == nil {
+			r.Verified = map[string]string{}
+		}
+		r.Verified[text] = verdict
 	}
 	r.PulledAt = time.Now().UTC()
 	r.Removed = false
@@ -140,7 +151,7 @@ func (r *imageRecord) add(n name, root digest.Digest) {
 // and pinned.
 func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	record := &imageRecord{ID: r.id, Manifest: r.manifest, Layers: r.config.RootFS.DiffIDs, Source: r.source}
-	record.add(n, r.root)
+	record.add(n, r.root, r.verdict)
 	dir := s.ingestPath()
 	if err := s.writeImage(dir, record, r); err != nil {
 		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(dir))
@@ -173,7 +184,7 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 // the documents that were pulled just now into dir. The caller holds disk.
 func (s *Store) renew(old *entry, dir string, n name, r *resolved) (*Image, error) {
 	if !old.torn {
-		return s.rename(old, n, r.root)
+		return s.rename(old, n, r.root, r.verdict)
 	}
 	place := s.recordPath(r.id)
 	for name, content := range map[string][]byte{manifestFile: r.rawManifest, configFile: r.rawConfig} {
@@ -189,7 +200,7 @@ func (s *Store) renew(old *entry, dir string, n name, r *resolved) (*Image, erro
 	mended.record.Manifest, mended.record.Layers = r.manifest, r.config.RootFS.DiffIDs
 	_, err = os.Lstat(filepath.Join(place, parentsDir))
 	mended.record.Parents = err == nil
-	return s.rename(mended, n, r.root)
+	return s.rename(mended, n, r.root, r.verdict)
 }
 
 // writeImage writes the files of a new record.

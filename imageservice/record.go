@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,9 @@ type imageRecord struct {
 	Layers   []digest.Digest `json:"layers"` // diffIDs, the bottom one first
 	PulledAt time.Time       `json:"pulledAt"`
 	Source   string          `json:"source,omitempty"` // host that served the manifest
+	// Verified is against which rule of the image policy signatures were
+	// checked, by name with digest.
+	Verified map[string]string `json:"verified,omitempty"`
 	// Parents says that parents/ exists: see parents.go.
 	Parents bool `json:"parents,omitempty"`
 	// Removed is an image that users removed while containers held it.
@@ -43,6 +47,7 @@ func (r *imageRecord) clone() *imageRecord {
 	c := *r
 	c.Tags = slices.Clone(r.Tags)
 	c.Digests = slices.Clone(r.Digests)
+	c.Verified = maps.Clone(r.Verified)
 	return &c
 }
 

@@ -22,6 +22,7 @@ type resolved struct {
 	root        digest.Digest // what the name stands for: an index or the manifest
 	source      string        // what served it
 	id          string
+	verdict     string // of the image policy
 	manifest    digest.Digest
 	rawManifest []byte
 	rawConfig   []byte

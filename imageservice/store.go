@@ -33,12 +33,14 @@ type Config struct {
 	// PullEnded, if not nil, is told of each pull at its end. It must not block.
 	PullEnded func(PullProgress, error)
 	Proxy     Proxy
+	Policy    Policy
 }
 
 // Store holds all images and layers. Its methods may be called at once.
 type Store struct {
 	config  Config
 	pinned  []pattern
+	policy  *policy
 	proxy   func(*url.URL) (*url.URL, error)
 	lock    *os.File
 	slots   chan struct{} // one for each layer under way
@@ -108,6 +110,9 @@ func Open(config Config) (*Store, error) {
 	}
 	var err error
 	if s.proxy, err = config.Proxy.function(); err != nil {
+		return nil, err
+	}
+	if s.policy, err = readPolicy(config.Policy); err != nil {
 		return nil, err
 	}
 	if err := s.openRoot(); err != nil {
