@@ -234,8 +234,10 @@ func TestPolicyErrors(t *testing.T) {
 		"index":       {sigstore("index.docker.io/library", key), "docker.io"},
 		"twice":       {rules(PolicyRule{Prefix: "a.b", Type: "accept"}, PolicyRule{Prefix: "a.b", Type: "reject"}), "another rule"},
 		"stray keys":  {rules(PolicyRule{Prefix: "a.b", Type: "accept", Keys: []string{key}}), "no meaning"},
-		"identity": {rules(PolicyRule{Prefix: "a.b", Type: PolicySigstore, Keys: []string{key}, Identity: "a.b/c:1"}),
-			"identity"},
+		"identity": {
+			rules(PolicyRule{Prefix: "a.b", Type: PolicySigstore, Keys: []string{key}, Identity: "a.b/c:1"}),
+			"identity",
+		},
 	} {
 		if _, err := readPolicy(c.policy); !errors.Is(err, errPolicy) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", name, err)

@@ -229,7 +229,7 @@ func (sess *session) signatures(ctx context.Context, root digest.Digest) ([]sign
 func (sess *session) signaturesIn(ctx context.Context, manifest []byte, found []signature) ([]signature, error) {
 	var m ocispec.Manifest
 	if json.Unmarshal(manifest, &m) != nil {
-		return found, nil
+		m.Layers = nil
 	}
 	for _, l := range m.Layers {
 		value := l.Annotations[signatureAnnotation]
