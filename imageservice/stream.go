@@ -9,7 +9,6 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 )
@@ -222,11 +221,7 @@ func (d *decompressor) open() error {
 	case d.stored:
 		d.plain = source
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(source)
-		if err != nil {
-			return err
-		}
-		d.plain = z
+		d.plain = newGunzip(source)
 	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), skippable(magic):
 		z, err := zstd.NewReader(source, zstd.WithDecoderConcurrency(1),
 			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
