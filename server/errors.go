@@ -56,6 +56,9 @@ func codeOf(err error) codes.Code {
 		{imageservice.ErrInvalidReference, codes.InvalidArgument},
 		{imageservice.ErrAmbiguous, codes.InvalidArgument},
 		{imageservice.ErrUnauthorized, codes.PermissionDenied},
+		// The kubelet would say PermissionDenied, but knows the reason by the first
+		// word of an Unknown error only.
+		{imageservice.ErrDenied, codes.Unknown},
 		{imageservice.ErrRegistryUnavailable, codes.Unknown},
 		{imageservice.ErrDigestMismatch, codes.DataLoss},
 		{imageservice.ErrUnsupported, codes.FailedPrecondition},
@@ -83,6 +86,9 @@ func statusOf(err error) error {
 	if errors.Is(err, imageservice.ErrRegistryUnavailable) || errors.Is(err, imageservice.ErrStalled) {
 		// The kubelet knows this case by the first word of an Unknown error.
 		text = crierrors.ErrRegistryUnavailable.Error() + ": " + text
+	}
+	if errors.Is(err, imageservice.ErrDenied) {
+		text = crierrors.ErrSignatureValidationFailed.Error() + ": " + text
 	}
 	if len(text) > maxErrorText {
 		text = strings.ToValidUTF8(text[:maxErrorText], "") + " [cut]"

@@ -38,6 +38,7 @@ func TestCodes(t *testing.T) {
 		{imageservice.ErrInvalidReference, codes.InvalidArgument},
 		{imageservice.ErrAmbiguous, codes.InvalidArgument},
 		{imageservice.ErrUnauthorized, codes.PermissionDenied},
+		{imageservice.ErrDenied, codes.Unknown},
 		{imageservice.ErrRegistryUnavailable, codes.Unknown},
 		{imageservice.ErrStalled, codes.Unknown},
 		{imageservice.ErrDigestMismatch, codes.DataLoss},
@@ -65,6 +66,15 @@ func TestCodes(t *testing.T) {
 	}
 	if statusOf(nil) != nil {
 		t.Error("nil is an error")
+	}
+}
+
+// TestPolicyDenies has the word by which the kubelet knows that the policy
+// denied an image, and the code without which it does not look for it.
+func TestPolicyDenies(t *testing.T) {
+	got := status.Convert(statusOf(fmt.Errorf("pull image x: %w by the rule for y", imageservice.ErrDenied)))
+	if got.Code() != codes.Unknown || got.Message() != "SignatureValidationFailed: pull image x: denied by the rule for y" {
+		t.Errorf("got %v", got)
 	}
 }
 

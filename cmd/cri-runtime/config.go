@@ -3,11 +3,14 @@ package main
 import (
 	_ "embed" // the default configuration
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cri-runtime/cri-runtime/imageservice"
 )
 
 // defaultTOML is both the documentation of the configuration and the only
@@ -45,6 +48,57 @@ type imageConfig struct {
 	Pinned            []string `toml:"pinned"`
 	MaxParallelLayers int      `toml:"max_parallel_layers"`
 	NoProgressTimeout duration `toml:"no_progress_timeout"`
+
+	Proxy  proxyConfig  `toml:"proxy"`
+	Policy policyConfig `toml:"policy"`
+}
+
+type proxyConfig struct {
+	HTTP  proxyURL `toml:"http"`
+	HTTPS proxyURL `toml:"https"`
+	None  []string `toml:"none"`
+}
+
+// proxyURL is an address that may hold a password, which nobody is shown. It
+// is a struct for the same reason as duration.
+type proxyURL struct{ text string }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *proxyURL) UnmarshalText(text []byte) error {
+	p.text = string(text)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+//
+//nolint:unparam // the interface has the error
+func (p proxyURL) MarshalText() ([]byte, error) {
+	u, err := url.Parse(p.text)
+	if err != nil {
+		return []byte("***"), nil //nolint:nilerr // unreadable is not shown either
+	}
+	return []byte(u.Redacted()), nil
+}
+
+type policyConfig struct {
+	Default string       `toml:"default"`
+	Rules   []policyRule `toml:"rules"`
+}
+
+type policyRule struct {
+	Prefix   string   `toml:"prefix"`
+	Type     string   `toml:"type"`
+	Keys     []string `toml:"keys"`
+	Identity string   `toml:"identity"`
+}
+
+// policy is the policy in the words of imageservice.
+func (p *policyConfig) policy() imageservice.Policy {
+	out := imageservice.Policy{Default: p.Default}
+	for _, r := range p.Rules {
+		out.Rules = append(out.Rules, imageservice.PolicyRule(r))
+	}
+	return out
 }
 
 type logConfig struct {
@@ -137,6 +191,14 @@ func (c *config) checkChoices() error {
 	} {
 		if n.n < n.low || n.n > n.high {
 			return &keyError{n.key, fmt.Sprintf("%d is not between %d and %d", n.n, n.low, n.high)}
+		}
+	}
+	for _, p := range []struct {
+		key string
+		proxyURL
+	}{{"image.proxy.http", c.Image.Proxy.HTTP}, {"image.proxy.https", c.Image.Proxy.HTTPS}} {
+		if u, err := url.Parse(p.text); p.text != "" && (err != nil || u.Host == "") {
+			return &keyError{p.key, "it is not SCHEME://[USER:PASSWORD@]HOST:PORT"}
 		}
 	}
 	if d := c.Image.NoProgressTimeout.Duration; d < time.Second {

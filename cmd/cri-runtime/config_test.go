@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cri-runtime/cri-runtime/imageservice"
 )
 
 // writeFiles makes files below a new directory and returns it.
@@ -168,9 +171,41 @@ func TestConfigDefaultIsComplete(t *testing.T) {
 		t.Errorf("the printed file means %+v, the defaults are %+v", c, want)
 	}
 	for _, key := range tomlKeys(reflect.TypeFor[config]()) {
-		if !strings.Contains(out.String(), "\n"+key+" = ") && !strings.Contains(out.String(), "\n["+key+"]") {
+		if !strings.Contains(out.String(), "\n"+key+" = ") && !strings.Contains(out.String(), "\n["+key+"]") &&
+			!strings.Contains(out.String(), "."+key+"]") {
 			t.Errorf("key %s is not in the printed file", key)
 		}
+	}
+}
+
+func TestConfigPolicy(t *testing.T) {
+	t.Parallel()
+	dir := writeFiles(t, map[string]string{"config.toml": `[image.proxy]
+https = "http://me:s3cr3t@proxy.example:3128"
+[image.policy]
+default = "reject"
+[[image.policy.rules]]
+prefix = "docker.io/library"
+type = "sigstore"
+keys = ["/k"]
+identity = "any"
+`, "bad.toml": "[[image.policy.rules]]\nprefix = \"x.y\"\nfulcio = true\n"})
+	c, err := loadConfig(filepath.Join(dir, "config.toml"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := imageservice.Policy{Default: "reject", Rules: []imageservice.PolicyRule{
+		{Prefix: "docker.io/library", Type: "sigstore", Keys: []string{"/k"}, Identity: "any"},
+	}}
+	if got := c.Image.Policy.policy(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	keys, err := c.effective()
+	if err != nil || strings.Contains(fmt.Sprint(keys), "s3cr3t") || !strings.Contains(fmt.Sprint(keys), "proxy.example") {
+		t.Errorf("shown: %v, %v", keys, err)
+	}
+	if _, err := loadConfig(filepath.Join(dir, "bad.toml"), true); err == nil || !strings.Contains(err.Error(), "fulcio") {
+		t.Errorf("unknown key: %v", err)
 	}
 }
 

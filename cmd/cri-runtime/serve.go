@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -138,6 +139,10 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	images, err := imageservice.Open(imageservice.Config{
 		Root: filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
 		MaxParallelLayers: c.Image.MaxParallelLayers, NoProgressTimeout: c.Image.NoProgressTimeout.Duration,
+		Proxy: imageservice.Proxy{
+			HTTP: c.Image.Proxy.HTTP.text, HTTPS: c.Image.Proxy.HTTPS.text, None: strings.Join(c.Image.Proxy.None, ","),
+		},
+		Policy: c.Image.Policy.policy(),
 	})
 	if err != nil {
 		return err
