@@ -36,6 +36,9 @@ var (
 	ErrTooLarge = errors.New("image exceeds a limit")
 	// ErrDenied: the image policy does not let the image in.
 	ErrDenied = errors.New("denied")
+	// ErrMalformedArchive: what is to be imported is no archive of images, or
+	// one that lacks something.
+	ErrMalformedArchive = errors.New("malformed archive")
 	// ErrLocked: another process has the store open.
 	ErrLocked = errors.New("image store is in use by another process")
 	// ErrClosed: the Store was closed.

@@ -134,7 +134,7 @@ func (r *imageRecord) add(n name, root digest.Digest, verdict string) {
 		r.Tags = append(r.Tags, n.String())
 	}
 	text := name{repository: n.repository, digest: root}.String()
-	if !slices.Contains(r.Digests, text) {
+	if root != "" && !slices.Contains(r.Digests, text) {
 		r.Digests = append(r.Digests, text)
 	}
 	if verdict != "" {
