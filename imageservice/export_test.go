@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// everything is an image with all that a layer can hold.
-func everything(t testing.TB, r *testRegistry) string {
+// fullImage is an image with all that a layer can hold.
+func fullImage(t testing.TB, r *testRegistry) string {
 	t.Helper()
 	device := item{Header: tar.Header{Typeflag: tar.TypeChar, Name: "dev/x", Devmajor: 1, Devminor: 3, Mode: 0o640, Uid: 5, ModTime: testTime}}
 	fifo := item{Header: tar.Header{Typeflag: tar.TypeFifo, Name: "fifo", Mode: 0o600, ModTime: testTime}}
@@ -119,7 +119,7 @@ func layerTrees(t testing.TB, image *Image) [][]string {
 
 func TestExportImport(t *testing.T) {
 	r, s := newRegistry(t), openStore(t, nil)
-	ref := everything(t, r)
+	ref := fullImage(t, r)
 	image := mustPull(t, s, ref)
 	e, archive := export(t, s, ref)
 	if _, again := export(t, s, ref); !bytes.Equal(archive, again) {
@@ -216,7 +216,7 @@ func pack(t testing.TB, content []byte) []byte {
 // An image that is removed while it is exported stays until that is done.
 func TestRemoveDuringExport(t *testing.T) {
 	r, s := newRegistry(t), openStore(t, nil)
-	ref := everything(t, r)
+	ref := fullImage(t, r)
 	mustPull(t, s, ref)
 	e, err := s.Export(t.Context(), ref)
 	if err != nil {
