@@ -26,6 +26,9 @@ type Image struct {
 	Size uint64
 	// Config is the image's config. All of it is hostile input.
 	Config ocispec.Image
+	// Artifact is the type of an OCI artifact, "" for an image: containers can
+	// have its files as a volume, they cannot run from it.
+	Artifact string
 	// Layers are the host directories of the layers, the top one first, ready
 	// for the lowerdir of an overlay; empty for an image without layers.
 	Layers []string

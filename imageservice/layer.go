@@ -23,6 +23,8 @@ type layer struct {
 	blob   ocispec.Descriptor
 	diffID digest.Digest
 	meter  *meter
+	title  string // the blob is this file, not an archive
+	loose  bool   // no diffID was promised: the blob's digest alone verifies it
 }
 
 // key names the layer among the downloads under way.
@@ -213,6 +215,16 @@ func (s *Store) blame(err error, download io.Reader, compressed *verifier) error
 func (s *Store) unpackBlob(ctx context.Context, download io.Reader, l layer, diff string) (*layerRecord, error) {
 	plain := &decompressor{source: download}
 	content := newVerifier(l.meter.unpacking(plain), l.diffID, s.limits.bytes, "content")
+	if l.title != "" {
+		archive, err := archived(l.title, l.blob.Size, download)
+		if err != nil {
+			return nil, err
+		}
+		plain.source, plain.stored = archive, true
+	}
+	if l.loose {
+		content.hash = nil
+	}
 	if l.diffID == l.blob.Digest {
 		// Hashing is half the work of a plain layer, and stream does it already.
 		plain.stored, content.hash = true, nil

@@ -27,6 +27,7 @@ type document struct {
 	SchemaVersion int                  `json:"schemaVersion"`
 	MediaType     string               `json:"mediaType"`
 	Manifests     []ocispec.Descriptor `json:"manifests"`
+	ArtifactType  string               `json:"artifactType"`
 	Config        *ocispec.Descriptor  `json:"config"`
 	Layers        []ocispec.Descriptor `json:"layers"`
 	FSLayers      json.RawMessage      `json:"fsLayers"`
@@ -94,10 +95,13 @@ func manifestType(mediaType string) bool {
 
 // checkManifest sees that all parts of a manifest are of a kind we can use.
 func checkManifest(d *document) error {
+	if d.artifact() != "" {
+		return checkArtifact(d)
+	}
 	switch d.Config.MediaType {
 	case ocispec.MediaTypeImageConfig, typeDockerConfig:
 	default:
-		return fmt.Errorf("%w: its config is of type %q, not an image's", ErrUnsupported, d.Config.MediaType)
+		return fmt.Errorf("%w: its config has no media type", ErrUnsupported)
 	}
 	if err := checkDescriptor(*d.Config); err != nil {
 		return fmt.Errorf("config: %w", err)

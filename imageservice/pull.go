@@ -68,7 +68,7 @@ func (s *Store) bring(ctx context.Context, sess *session, n name, r *resolved) (
 		}
 		seen[diffID] = true
 		group.Go(func() error {
-			if err := s.ensure(groupCtx, sess, layer{blob: r.layers[i], diffID: diffID}); err != nil {
+			if err := s.ensure(groupCtx, sess, r.layer(i)); err != nil {
 				return fmt.Errorf("layer %d (%s): %w", i, r.layers[i].Digest, err)
 			}
 			return nil
@@ -150,7 +150,7 @@ func (r *imageRecord) add(n name, root digest.Digest, verdict string) {
 // record makes the image durable and lists it. Its layers are in their places
 // and pinned.
 func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
-	record := &imageRecord{ID: r.id, Manifest: r.manifest, Layers: r.config.RootFS.DiffIDs, Source: r.source}
+	record := &imageRecord{ID: r.id, Manifest: r.manifest, Layers: r.config.RootFS.DiffIDs, Source: r.source, Artifact: r.artifact}
 	record.add(n, r.root, r.verdict)
 	dir := s.ingestPath()
 	if err := s.writeImage(dir, record, r); err != nil {

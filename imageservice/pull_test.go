@@ -147,7 +147,7 @@ func TestPullBad(t *testing.T) {
 		{"garbage:1", ErrMalformedLayer, ""},
 		{"schema1:1", ErrUnsupported, "schema 1"},
 		{"both:1", ErrMalformedManifest, "both"},
-		{"artifact:1", ErrUnsupported, "config"},
+		{"artifact:1", ErrUnsupported, "without files"},
 		{"foreign:1", ErrUnsupported, "s390x"},
 		{"UPPER:1", ErrInvalidReference, ""},
 	} {

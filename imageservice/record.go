@@ -33,6 +33,8 @@ type imageRecord struct {
 	Layers   []digest.Digest `json:"layers"` // diffIDs, the bottom one first
 	PulledAt time.Time       `json:"pulledAt"`
 	Source   string          `json:"source,omitempty"` // host that served the manifest
+	// Artifact is the type of an artifact, "" for an image.
+	Artifact string `json:"artifact,omitempty"`
 	// Verified is against which rule of the image policy signatures were
 	// checked, by name with digest.
 	Verified map[string]string `json:"verified,omitempty"`

@@ -27,6 +27,7 @@ type resolved struct {
 	rawManifest []byte
 	rawConfig   []byte
 	config      *ocispec.Image
+	artifact    string               // its type, "" for an image
 	layers      []ocispec.Descriptor // the blobs; config.RootFS.DiffIDs are what is in them
 }
 
@@ -58,6 +59,9 @@ func (sess *session) follow(ctx context.Context, desc ocispec.Descriptor, depth 
 	}
 	if d.index() {
 		return sess.followIndex(ctx, d, depth)
+	}
+	if d.artifact() != "" {
+		return resolveArtifact(d, desc.Digest, content)
 	}
 	r := &resolved{manifest: desc.Digest, rawManifest: content, layers: d.Layers, id: d.Config.Digest.String()}
 	if r.rawConfig, err = sess.document(ctx, *d.Config); err != nil {

@@ -292,6 +292,9 @@ func (s *Store) present(e *entry) {
 		Manifest:    r.Manifest,
 		PulledAt:    r.PulledAt,
 	}
+	if image.Artifact = r.Artifact; r.Artifact != "" {
+		image.Config = ocispec.Image{} // it has none; what was read is its manifest
+	}
 	for _, diffID := range unique(r.Layers) {
 		image.Size += s.layers[diffID].Bytes
 	}

@@ -64,6 +64,8 @@ type proxyConfig struct {
 type proxyURL struct{ text string }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
+//
+//nolint:unparam // the interface has the error
 func (p *proxyURL) UnmarshalText(text []byte) error {
 	p.text = string(text)
 	return nil
