@@ -21,7 +21,7 @@ const (
 )
 
 const (
-	everything         = "*"          // the prefix of a rule for all that no other rule is for
+	anyOther           = "*"          // the prefix of a rule for all that no other rule is for
 	identityRepository = "repository" // what was signed carries the name that is pulled
 	identityAny        = "any"
 	maxRules           = 1024
@@ -61,14 +61,14 @@ type rule struct {
 }
 
 func readPolicy(p Policy) (*policy, error) {
-	out := &policy{fallback: rule{PolicyRule: PolicyRule{Prefix: everything, Type: p.Default}}}
+	out := &policy{fallback: rule{PolicyRule: PolicyRule{Prefix: anyOther, Type: p.Default}}}
 	switch p.Default {
 	case "":
 		out.fallback.Type = PolicyAccept
 	case PolicyAccept, PolicyReject:
 	default:
 		return nil, fmt.Errorf("%w: default: %q is neither %q nor %q; for signatures write a rule with the prefix %q",
-			errPolicy, p.Default, PolicyAccept, PolicyReject, everything)
+			errPolicy, p.Default, PolicyAccept, PolicyReject, anyOther)
 	}
 	if len(p.Rules) > maxRules {
 		return nil, fmt.Errorf("%w: %d rules, at most %d are read", errPolicy, len(p.Rules), maxRules)
@@ -83,7 +83,7 @@ func readPolicy(p Policy) (*policy, error) {
 			return nil, fmt.Errorf("%w: rule %d (%q): %w", errPolicy, i+1, p.Rules[i].Prefix, err)
 		}
 		seen[r.Prefix] = true
-		if r.Prefix == everything {
+		if r.Prefix == anyOther {
 			out.fallback = *r
 			continue
 		}
@@ -142,12 +142,12 @@ func readRule(p PolicyRule) (*rule, error) {
 
 // checkPrefix wants what no reading can mistake: a registry's name, in full.
 func checkPrefix(prefix string) error {
-	if prefix == everything {
+	if prefix == anyOther {
 		return nil
 	}
 	registry, repository, _ := strings.Cut(prefix, "/")
 	if registry != "localhost" && !strings.ContainsAny(registry, ".:") {
-		return fmt.Errorf("%q does not begin with a registry, as docker.io/library does; %q is for all", prefix, everything)
+		return fmt.Errorf("%q does not begin with a registry, as docker.io/library does; %q is for all", prefix, anyOther)
 	}
 	if registry == "index.docker.io" {
 		return errors.New("write docker.io, as names of images have it")
