@@ -2,6 +2,7 @@ package conmon
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -50,7 +51,7 @@ func (m *Monitor) dial() error {
 // ErrBusy.
 func (m *Monitor) send(p *packet, fds []int) (*call, error) {
 	c := &call{first: make(chan packet, 1)}
-	if p.kind == typeExec {
+	if p.kind == typeExec || p.kind == typeAttach {
 		c.exited = make(chan struct{})
 	}
 	m.mu.Lock()
@@ -220,6 +221,10 @@ func (m *Monitor) deliver(p packet) {
 		m.decide()
 		return
 	}
+	if p.kind == typeHelloOK {
+		m.features = p.flags
+		return
+	}
 	c := m.calls[p.id]
 	switch {
 	case c == nil:
@@ -227,9 +232,13 @@ func (m *Monitor) deliver(p packet) {
 		delete(m.calls, p.id)
 		c.exit = decodeExit(p.body)
 		close(c.exited)
+	case p.kind == typeDetached && c.exited != nil:
+		delete(m.calls, p.id)
+		c.slow = binary.LittleEndian.Uint32(p.body) == detachedSlow
+		close(c.exited)
 	case len(c.first) > 0: // a second answer to what has one
 	default:
-		if p.kind != typeExecStarted {
+		if p.kind != typeExecStarted && (c.exited == nil || p.kind == typeFailed) {
 			delete(m.calls, p.id)
 		}
 		c.first <- p

@@ -21,6 +21,10 @@ var (
 	ErrProtocol = errors.New("monitor protocol violated")
 	// ErrBusy: the monitor takes no packets; it is stopped or starved.
 	ErrBusy = errors.New("the monitor does not respond")
+	// ErrUnsupported: the monitor is of an older version than this package.
+	ErrUnsupported = errors.New("not known to the container's monitor, which an older version has started")
+	// ErrSlow: an attached client did not take the output in time.
+	ErrSlow = errors.New("the client did not take the output in time")
 	// ErrExitRecord: the exit record is damaged.
 	ErrExitRecord = errors.New("damaged exit record")
 )
@@ -94,7 +98,7 @@ func monitorStep(step uint32) string {
 		atPlace: "join the monitors' cgroup", atProgram: "map the launch program", atPipe: "make the output pipes",
 		atStatusSocket: "make the status socket", atPIDNS: "enter the PID namespace", atClone: "clone the process",
 		atWatch: "watch a descriptor", atChild: "process killed while it was set up", atKill: "send the signal",
-		atExecs: "too many exec processes at one time",
+		atExecs: "too many exec processes at one time", atAttach: "attach", atResize: "set the terminal's size",
 	}
 	if int(step) < len(names) && names[step] != "" {
 		return names[step]

@@ -48,24 +48,26 @@ type Monitor struct {
 	child int           // pid when it is this process's child, else 0
 	done  chan struct{} // closed when exit or gone is decided
 
-	mu      sync.Mutex
-	conn    *os.File // nil once closed
-	calls   map[uint32]*call
-	lastID  uint32
-	status  Status
-	decided bool // done is closed
-	exited  bool // status.Exit is true
-	closed  bool // by Close
+	mu       sync.Mutex
+	conn     *os.File // nil once closed
+	calls    map[uint32]*call
+	lastID   uint32
+	status   Status
+	decided  bool   // done is closed
+	exited   bool   // status.Exit is true
+	closed   bool   // by Close
+	features uint16 // flags of HELLO_OK
 
 	reaped sync.Once
 }
 
-// call is a request that waits for its reply. Calls of EXEC get a second one.
+// call is a request that waits for its reply. Calls of EXEC and ATTACH get a second one.
 type call struct {
 	id     uint32
 	first  chan packet   // closed without a value when the connection is lost
-	exited chan struct{} // of an EXEC: closed once exit and err are final
+	exited chan struct{} // of an EXEC or ATTACH: closed once exit or slow, and err are final
 	exit   Exit
+	slow   bool  // the attachment was given up
 	err    error // why there is no answer, once a channel is closed without
 }
 

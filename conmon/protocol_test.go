@@ -162,7 +162,8 @@ func TestBadPackets(t *testing.T) {
 		"unknown EXEC flag":     {good(typeExec, 2, 0, 0), 4, 5, unix.EPROTO},
 		"type 0":                {good(0, 0), 0, 5, unix.ENOSYS},
 		"type of a reply":       {good(typeOK, 0), 0, 5, unix.ENOSYS},
-		"type 18":               {good(18, 0), 0, 5, unix.ENOSYS},
+		"type 21":               {good(21, 0), 0, 5, unix.ENOSYS},
+		"type of DETACHED":      {good(typeDetached, 0, 0, 0), 0, 5, unix.ENOSYS},
 		"type 65535":            {good(65535, 0), 3, 5, unix.ENOSYS},
 		"unwanted descriptor":   {good(typeStatus, 0), 1, 5, unix.EPROTO},
 		"LAUNCH without":        {good(typeLaunch, 0, 0, 0, 0, 0), 0, 5, unix.EPROTO},
@@ -177,6 +178,15 @@ func TestBadPackets(t *testing.T) {
 		"EXEC padding":          {good(typeExec, 0, 0, 1), 4, 5, unix.EPROTO},
 		"REOPEN_LOG without":    {good(typeReopenLog, 0), 0, 5, unix.EPROTO},
 		"REOPEN_LOG two":        {good(typeReopenLog, 0), 2, 5, unix.EPROTO},
+		"ATTACH nothing":        {good(typeAttach, 0), 0, 5, unix.EPROTO},
+		"ATTACH only close":     {good(typeAttach, attachCloseStdin), 0, 5, unix.EPROTO},
+		"ATTACH one short":      {good(typeAttach, everything), 2, 5, unix.EPROTO},
+		"ATTACH one more":       {good(typeAttach, attachStdout), 2, 5, unix.EPROTO},
+		"ATTACH body":           {good(typeAttach, attachStdout, 1), 1, 5, unix.EPROTO},
+		"unknown ATTACH flag":   {good(typeAttach, 16|attachStdout), 1, 5, unix.EPROTO},
+		"RESIZE without":        {good(typeResize, 0), 0, 5, unix.EPROTO},
+		"RESIZE huge":           {good(typeResize, 0, 65536, 1), 0, 5, unix.EPROTO},
+		"RESIZE descriptor":     {good(typeResize, 0, 80, 25), 1, 5, unix.EPROTO},
 	}
 	each(t, func(t *testing.T, bin *Binary) {
 		b := newBox(t)

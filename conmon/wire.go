@@ -36,12 +36,20 @@ const (
 	typeExited      = 15
 	typeOK          = 16
 	typeFailed      = 17
+	typeAttach      = 18
+	typeDetached    = 19
+	typeResize      = 20
 )
 
 const (
+	helloOKAttach    = 1
 	launchTerminal   = 1
 	launchStdin      = 2
 	execKillOnHangup = 1
+	attachStdin      = 1
+	attachStdout     = 2
+	attachStderr     = 4
+	attachCloseStdin = 8
 	exitStartFailed  = 1
 	exitNoRecord     = 2
 )
@@ -51,6 +59,11 @@ const (
 	whereMonitor  = 2
 	whereStep     = 3
 	whereState    = 4
+)
+
+const (
+	detachedEnd  = 0
+	detachedSlow = 1
 )
 
 const (
@@ -64,19 +77,23 @@ const (
 	atChild        = 8
 	atKill         = 9
 	atExecs        = 10
+	atAttach       = 11
+	atResize       = 12
 )
 
 const (
-	headerSize  = 16
-	helloSize   = 8
-	launchSize  = 16
-	startedSize = 16
-	killSize    = 8
-	execSize    = 8
-	exitSize    = 32
-	statusSize  = 72
-	failedSize  = 16
-	reportSize  = 12
+	headerSize   = 16
+	helloSize    = 8
+	launchSize   = 16
+	startedSize  = 16
+	killSize     = 8
+	execSize     = 8
+	exitSize     = 32
+	statusSize   = 72
+	failedSize   = 16
+	resizeSize   = 8
+	detachedSize = 8
+	reportSize   = 12
 )
 
 // packet is one message, without its descriptors.
@@ -123,6 +140,8 @@ func bodySize(kind uint16) int {
 		return statusSize
 	case typeFailed:
 		return failedSize
+	case typeDetached:
+		return detachedSize
 	case typeOK:
 		return 0
 	default:

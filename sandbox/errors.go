@@ -13,6 +13,8 @@ var (
 	ErrState = errors.New("not possible in this state")
 	// ErrUnsupported: the kernel or this version cannot do what is asked for.
 	ErrUnsupported = errors.New("not supported")
+	// ErrSlow: an attached client stayed too far behind the container's output.
+	ErrSlow = errors.New("the client did not take the output fast enough and was detached")
 
 	errTooMany = errors.New("too many files to count at once")
 	errTooDeep = errors.New("directories are nested too deep")

@@ -158,7 +158,7 @@ type noWriter struct{ io.Writer }
 // Close does nothing.
 func (noWriter) Close() error { return nil }
 
-// execStreams is what lies between a client and a command.
+// execStreams is what lies between a client and a command or a container.
 type execStreams struct {
 	theirs  [3]*os.File // the command's standard streams, nil: /dev/null
 	stdin   *os.File    // the daemon's ends of pipes, or the terminal's master
@@ -166,6 +166,7 @@ type execStreams struct {
 	err     *os.File
 	sockets [2]*os.File // the terminal comes through them: the daemon's, the command's
 	flows   [2]*outflow
+	lags    []*lagging // of an attachment
 	stop    chan struct{}
 }
 

@@ -104,7 +104,7 @@ bool child_spawn(u32 index, const struct spawn *s, struct failed *why)
 	r = SYS(socketpair, AF_UNIX, SOCK_SEQPACKET | O_CLOEXEC, 0, pair);
 	if (!failed(r)) {
 		why->step = AT_WATCH;
-		r = watch(pair[0], ON_REPORT, index);
+		r = watch(pair[0], EPOLLIN, ON_REPORT, index);
 	}
 	if (!failed(r)) {
 		r = fork_child(c, p, s, why);
@@ -145,7 +145,11 @@ static void init_ready(struct child *c, s32 terminal)
 	if (terminal >= 0 && m.terminal && m.stream[0].fd < 0) {
 		SYS(fcntl, terminal, F_SETFL, O_NONBLOCK);
 		m.stream[0].fd = terminal;
-		watch(terminal, ON_STREAM, 0);
+		watch(terminal, EPOLLIN, ON_STREAM, 0);
+		if (m.want_stdin)	/* another number: it is watched by itself */
+			m.stdin = (s32)SYS(fcntl, terminal, F_DUPFD_CLOEXEC, 3);
+		/* A workload that closes all of its terminal may open /dev/console again. */
+		m.peer = (s32)SYS(ioctl, terminal, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	} else {
 		shut(&terminal);
 	}

@@ -24,7 +24,7 @@ void conn_accept(void)
 	SYS(getsockopt, fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
 	while (i < CONNECTIONS_MAX && m.conn[i].fd >= 0)
 		i++;
-	if (peer.uid != m.uid || i == CONNECTIONS_MAX || failed(watch(fd, ON_CONN, i))) {
+	if (peer.uid != m.uid || i == CONNECTIONS_MAX || failed(watch(fd, EPOLLIN, ON_CONN, i))) {
 		shut(&fd);
 		return;
 	}
@@ -40,6 +40,7 @@ void conn_drop(u32 index)
 		return;
 	unwatch(&m.conn[index].fd);
 	m.conns--;
+	attach_forget((s32)index);
 	for (u32 i = 0; i < m.children; i++) {
 		struct child *c = &m.child[i];
 		if (c->phase == FREE || c->conn != (s32)index)
@@ -55,7 +56,7 @@ void answer(s32 conn, u16 type, u32 id, const void *body, u32 length)
 	struct {
 		struct packet p;
 		u8 body[sizeof(struct status)];
-	} a = { { type, 0, id, (u32)sizeof a.p + length, 0 }, { 0 } };
+	} a = { { type, type == HELLO_OK ? HELLO_OK_ATTACH : 0, id, (u32)sizeof a.p + length, 0 }, { 0 } };
 
 	if (conn < 0 || m.conn[conn].fd < 0)
 		return;
@@ -137,7 +138,7 @@ static long make_pipes(u16 flags, s32 *stdio)
 		stdio[1 + i] = pair[1];
 		m.stream[i].fd = pair[0];
 		SYS(fcntl, pair[0], F_SETFL, O_NONBLOCK);
-		r = watch(pair[0], ON_STREAM, i);
+		r = watch(pair[0], EPOLLIN, ON_STREAM, i);
 	}
 	return r;
 }
@@ -166,6 +167,7 @@ static void launch(const struct request *r)
 		m.oom = take_fd(r, 3);
 		m.line_bytes = b->log_line_bytes ? b->log_line_bytes : LINE_DEFAULT;
 		m.terminal = r->p->flags & LAUNCH_TERMINAL;
+		m.want_stdin = r->p->flags & LAUNCH_STDIN;
 		m.child[0].conn = r->conn;
 		m.child[0].id = r->p->id;
 		if (child_spawn(0, &s, &why))
@@ -249,6 +251,37 @@ static void reopen(const struct request *r)
 	answer(r->conn, OK, r->p->id, 0, 0);
 }
 
+static void attach(const struct request *r)
+{
+	u16 flags = r->p->flags;
+
+	if ((m.state != STATE_CREATED && m.state != STATE_RUNNING) || (flags & ATTACH_STDIN && m.stdin < 0)) {
+		answer_failed(r->conn, r->p->id, WHERE_STATE, m.state == STATE_EXITED ? ESRCH : EPIPE, 0);
+		return;
+	}
+	u32 err = attach_add(r->conn, r->p->id, flags, r->fd);
+	if (err)
+		answer_failed(r->conn, r->p->id, WHERE_MONITOR, err, AT_ATTACH);
+	else
+		answer(r->conn, OK, r->p->id, 0, 0);
+}
+
+static void resize(const struct request *r)
+{
+	const struct resize *b = r->body;
+	struct { u16 rows, columns, x, y; } size = { (u16)b->height, (u16)b->width, 0, 0 };
+
+	if (!m.terminal || m.stream[0].fd < 0) {
+		answer_failed(r->conn, r->p->id, WHERE_STATE, ENOTTY, 0);
+		return;
+	}
+	long err = SYS(ioctl, m.stream[0].fd, TIOCSWINSZ, &size);
+	if (failed(err))
+		answer_failed(r->conn, r->p->id, WHERE_MONITOR, (u32)-err, AT_RESIZE);
+	else
+		answer(r->conn, OK, r->p->id, 0, 0);
+}
+
 static void status(const struct request *r)
 {
 	struct status body = {
@@ -294,6 +327,12 @@ u32 packet_check(const u8 *data, u32 length, u32 descriptors)
 		body = sizeof(struct exec);
 		flags = EXEC_KILL_ON_HANGUP;
 		break;
+	case ATTACH:
+		flags = ATTACH_STDIN | ATTACH_STDOUT | ATTACH_STDERR | ATTACH_CLOSE_STDIN;
+		break;
+	case RESIZE:
+		body = sizeof(struct resize);
+		break;
 	case START:
 	case REOPEN_LOG:
 	case STATUS:
@@ -314,6 +353,14 @@ u32 packet_check(const u8 *data, u32 length, u32 descriptors)
 		fds = 4ul + b->program_fds;
 		if (b->zero || b->program_fds > SLOTS - SLOT_FILES || p->id == 0)
 			return EPROTO;
+	} else if (p->type == RESIZE) {
+		const struct resize *b = (const void *)(p + 1);
+		if (b->width > 0xffff || b->height > 0xffff)
+			return EPROTO;
+	} else if (p->type == ATTACH) {
+		fds = (u64)(p->flags & 1) + (p->flags >> 1 & 1) + (p->flags >> 2 & 1);
+		if (fds == 0 || p->id == 0)
+			return EPROTO;
 	} else if (p->type == REOPEN_LOG) {
 		fds = 1;
 	}
@@ -329,6 +376,8 @@ static void dispatch(const struct request *r)
 	case KILL: kill_child(r); break;
 	case EXEC: exec(r); break;
 	case REOPEN_LOG: reopen(r); break;
+	case ATTACH: attach(r); break;
+	case RESIZE: resize(r); break;
 	case STATUS: status(r); break;
 	case SHUTDOWN: shutdown(r); break;
 	}

@@ -116,6 +116,7 @@ void init_exited(const struct siginfo *info)
 		m.exit.flags |= EXIT_START_FAILED;
 	}
 	m.exit.oom_killed = oom_read();
+	shut(&m.peer);
 	stream_drain(0);
 	stream_drain(1);
 	log_flush();
@@ -124,7 +125,7 @@ void init_exited(const struct siginfo *info)
 		m.exit.flags |= EXIT_NO_RECORD;
 	shut(&m.oom);
 	shut(&m.exit_dir);
-	shut(&m.stdin);
+	input_end();
 	if (c->step_failed)
 		answer_failed(c->conn, c->id, WHERE_STEP, c->err, c->step);
 	else if (c->conn >= 0)	/* killed between START and execve */

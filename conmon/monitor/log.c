@@ -144,6 +144,7 @@ void stream_end(u32 index)
 		s->held = 0;
 	}
 	unwatch(&s->fd);
+	attach_output_end(index);
 }
 
 /* Reads once; false when there is nothing more to be had now. */
@@ -161,6 +162,8 @@ bool stream_read(u32 index)
 		stream_end(index);
 		return false;
 	}
+	if (m.attached)
+		attach_output(index, in[index] + s->held, (u32)n);
 	take(index, (u32)n);
 	return true;
 }

@@ -29,9 +29,9 @@ void shut(s32 *fd)
 	*fd = -1;
 }
 
-long watch(s32 fd, enum source source, u32 index)
+long watch(s32 fd, u32 events, enum source source, u32 index)
 {
-	struct epoll_event e = { EPOLLIN, (u64)source << 32 | index };
+	struct epoll_event e = { events, (u64)source << 32 | index };
 
 	return SYS(epoll_ctl, m.epoll, EPOLL_CTL_ADD, fd, &e);
 }
@@ -66,7 +66,7 @@ static bool set_up(void)
 	reset_signals();
 	SYS(setsid, 0);
 	m.listener = LISTENER_FD;
-	m.self = m.exit_dir = m.oom = m.stdin = m.log = -1;
+	m.self = m.exit_dir = m.oom = m.stdin = m.peer = m.log = -1;
 	m.stream[0].fd = m.stream[1].fd = -1;
 	for (u32 i = 0; i < CONNECTIONS_MAX; i++)
 		m.conn[i].fd = -1;
@@ -79,7 +79,7 @@ static bool set_up(void)
 	SYS(prctl, PR_SET_NAME, "cri-monitor");
 	SYS(prctl, PR_SET_DUMPABLE, 0);
 	SYS(prctl, PR_SET_CHILD_SUBREAPER, 1);
-	return !failed(watch(m.listener, ON_LISTENER, 0)) && !failed(watch(m.signals, ON_SIGNAL, 0));
+	return !failed(watch(m.listener, EPOLLIN, ON_LISTENER, 0)) && !failed(watch(m.signals, EPOLLIN, ON_SIGNAL, 0));
 }
 
 static void handle(u64 data)
@@ -101,6 +101,12 @@ static void handle(u64 data)
 		break;
 	case ON_REPORT:
 		child_report(index);
+		break;
+	case ON_ATTACH:
+		attach_ready(index);
+		break;
+	case ON_STDIN:
+		input_room();
 		break;
 	}
 }

@@ -43,12 +43,19 @@ struct stream {
 	u32 held;	/* bytes of an unfinished line at the start of in */
 };
 
+struct attach {
+	s32 fd[3];	/* -1: not wanted, or at its end */
+	s32 conn;	/* who asked and is told, -1: nobody any more */
+	u32 id;
+	bool used, close_stdin;
+};
+
 struct conn {
 	s32 fd;		/* -1: free */
 	bool hello;
 };
 
-enum source { ON_LISTENER, ON_SIGNAL, ON_CONN, ON_STREAM, ON_REPORT };
+enum source { ON_LISTENER, ON_SIGNAL, ON_CONN, ON_STREAM, ON_REPORT, ON_ATTACH, ON_STDIN };
 
 enum { CHILDREN = 1 + EXECS_MAX };
 
@@ -58,9 +65,13 @@ struct monitor {
 	u8 state;
 	bool terminal, ending, recorded, told;
 	bool astray;		/* children would be born in a PID namespace that is not ours */
-	u32 conns, execs;
+	bool stdin_full;	/* and watched */
+	bool want_stdin;
+	u32 conns, execs, attached;
 	u32 children;		/* how much of child[] was ever used */
-	s32 exit_dir, oom, stdin;
+	s32 exit_dir, oom;
+	s32 stdin;		/* the workload's, our end */
+	s32 peer;		/* the terminal's slave: it stays open while init lives */
 	s32 init_pid;
 	u64 created_ns;
 	struct exit exit;
@@ -85,6 +96,7 @@ struct monitor {
 	u8 line_head[LINE_HEAD];
 	struct stream stream[2];
 	struct conn conn[CONNECTIONS_MAX];
+	struct attach attach[ATTACH_MAX];
 	struct child child[CHILDREN];	/* 0: the container's init */
 };
 
@@ -93,7 +105,7 @@ extern struct monitor m;
 /* main.c */
 int monitor_main(int argc, char **argv);
 u64 now_ns(void);
-long watch(s32 fd, enum source source, u32 index);
+long watch(s32 fd, u32 events, enum source source, u32 index);
 void unwatch(s32 *fd);
 void shut(s32 *fd);
 _Noreturn void leave(int code);
@@ -106,6 +118,15 @@ void answer(s32 conn, u16 type, u32 id, const void *body, u32 length);
 void answer_failed(s32 conn, u32 id, u32 where, u32 err, u32 step);
 void tell_exit(void);
 u32 packet_check(const u8 *data, u32 length, u32 descriptors);
+
+/* attach.c */
+u32 attach_add(s32 conn, u32 id, u16 flags, s32 *fd);
+void attach_ready(u32 which);
+void attach_output(u32 index, const u8 *data, u32 length);
+void attach_output_end(u32 index);
+void attach_forget(s32 conn);
+void input_room(void);
+void input_end(void);
 
 /* child.c */
 struct spawn {
@@ -123,7 +144,6 @@ void init_start(s32 conn, u32 id);
 
 /* exit.c */
 void init_exited(const struct siginfo *info);
-void end_reset(void);
 u32 oom_kills(const u8 *text, u32 length);
 
 /* program.c */

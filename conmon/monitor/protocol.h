@@ -12,6 +12,7 @@ enum {
 	PACKET_MAX = 256,	/* no packet is longer */
 	DESCRIPTORS_MAX = 253,	/* the kernel's limit for one message */
 	CONNECTIONS_MAX = 64,
+	ATTACH_MAX = 16,	/* attachments at one time */
 	EXECS_MAX = 256,	/* exec processes that live at one time */
 	LINE_MAX = 65536,	/* upper limit of log_line_bytes */
 	LINE_DEFAULT = 16384,
@@ -35,14 +36,27 @@ enum type {
 	EXITED = 15,
 	OK = 16,
 	FAILED = 17,
+	ATTACH = 18,
+	DETACHED = 19,
+	RESIZE = 20,
 };
 
 enum flag {
+	HELLO_OK_ATTACH = 1,	/* knows ATTACH and RESIZE */
 	LAUNCH_TERMINAL = 1,
 	LAUNCH_STDIN = 2,
 	EXEC_KILL_ON_HANGUP = 1,
+	ATTACH_STDIN = 1,
+	ATTACH_STDOUT = 2,
+	ATTACH_STDERR = 4,
+	ATTACH_CLOSE_STDIN = 8,
 	EXIT_START_FAILED = 1,
 	EXIT_NO_RECORD = 2,
+};
+
+enum detached_why {
+	DETACHED_END = 0,
+	DETACHED_SLOW = 1,
 };
 
 enum where {
@@ -64,6 +78,8 @@ enum monitor_step {
 	AT_CHILD = 8,	/* the child ended before it was ready, saying nothing */
 	AT_KILL = 9,
 	AT_EXECS = 10,	/* EXECS_MAX are running */
+	AT_ATTACH = 11,
+	AT_RESIZE = 12,
 };
 
 enum state {
@@ -138,6 +154,16 @@ struct failed {
 	uint32_t err;
 	uint32_t step;
 	uint32_t zero;
+};
+
+struct detached {
+	uint32_t why;
+	uint32_t zero;
+};
+
+struct resize {
+	uint32_t width;
+	uint32_t height;
 };
 
 #define PROGRAM_MAGIC 0x31474f5250495243ul	/* "CRIPROG1" */

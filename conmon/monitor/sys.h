@@ -19,13 +19,13 @@ typedef int64_t s64;
 
 enum {
 	NR_read = 0, NR_write = 1, NR_close = 3, NR_lseek = 8, NR_mmap = 9,
-	NR_munmap = 11, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14,
+	NR_munmap = 11, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14, NR_ioctl = 16,
 	NR_pread64 = 17, NR_madvise = 28, NR_getpid = 39, NR_sendto = 44,
 	NR_sendmsg = 46, NR_recvmsg = 47, NR_socketpair = 53,
 	NR_getsockopt = 55, NR_fcntl = 72, NR_getuid = 102, NR_setsid = 112,
 	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_clock_gettime = 228,
 	NR_exit_group = 231, NR_epoll_ctl = 233, NR_waitid = 247,
-	NR_openat = 257, NR_renameat = 264, NR_epoll_pwait = 281,
+	NR_openat = 257, NR_renameat = 264, NR_splice = 275, NR_epoll_pwait = 281,
 	NR_accept4 = 288, NR_signalfd4 = 289, NR_epoll_create1 = 291,
 	NR_pipe2 = 293, NR_setns = 308,
 };
@@ -50,9 +50,9 @@ static inline long syscall6(long nr, long a, long b, long c, long d, long e, lon
 
 enum {
 	NR_epoll_create1 = 20, NR_epoll_ctl = 21, NR_epoll_pwait = 22,
-	NR_fcntl = 25, NR_renameat = 38, NR_openat = 56, NR_close = 57,
+	NR_fcntl = 25, NR_ioctl = 29, NR_renameat = 38, NR_openat = 56, NR_close = 57,
 	NR_pipe2 = 59, NR_lseek = 62, NR_read = 63, NR_write = 64,
-	NR_pread64 = 67, NR_signalfd4 = 74, NR_exit_group = 94,
+	NR_pread64 = 67, NR_splice = 76, NR_signalfd4 = 74, NR_exit_group = 94,
 	NR_waitid = 95, NR_clock_gettime = 113, NR_rt_sigaction = 134,
 	NR_rt_sigprocmask = 135, NR_rt_sigtimedwait = 137, NR_setsid = 157,
 	NR_prctl = 167, NR_getpid = 172, NR_getuid = 174,
@@ -101,12 +101,13 @@ static inline bool failed(long result)
 
 enum {
 	ENOENT = 2, ESRCH = 3, EIO = 5, ENOEXEC = 8, ECHILD = 10, EAGAIN = 11,
-	ENOMEM = 12, EACCES = 13, EBUSY = 16, ENOTDIR = 20, EINVAL = 22,
+	ENOMEM = 12, EACCES = 13, EBUSY = 16, ENOTDIR = 20, EINVAL = 22, ENOTTY = 25, EPIPE = 32,
 	EISDIR = 21, ETXTBSY = 26, ENOSYS = 38, ELOOP = 40, EPROTO = 71, EBADMSG = 74,
 	ELIBBAD = 80, EPERM = 1, EPROTONOSUPPORT = 93,
 
 	O_RDWR = 02, O_WRONLY = 01, O_CREAT = 0100, O_TRUNC = 01000,
-	O_NONBLOCK = 04000, O_CLOEXEC = 02000000,
+	O_NONBLOCK = 04000, O_NOCTTY = 0400, O_CLOEXEC = 02000000,
+	TIOCSWINSZ = 0x5414, TIOCGPTPEER = 0x5441, SPLICE_F_NONBLOCK = 2,
 	F_SETFL = 4, F_DUPFD_CLOEXEC = 1030, F_GET_SEALS = 1034,
 	SEALS = 2 | 4 | 8,	/* SHRINK, GROW, WRITE */
 	SEEK_END = 2,
@@ -120,7 +121,7 @@ enum {
 
 	P_ALL = 0, WEXITED = 4, WNOHANG = 1, CLD_EXITED = 1,
 
-	EPOLLIN = 1, EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2,
+	EPOLLIN = 1, EPOLLOUT = 4, EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLL_CTL_MOD = 3,
 
 	AF_UNIX = 1, SOCK_SEQPACKET = 5, SOL_SOCKET = 1, SO_PEERCRED = 17,
 	SCM_RIGHTS = 1, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40,
