@@ -30,10 +30,34 @@ func times(mtime time.Time) []unix.Timespec {
 	return []unix.Timespec{t, t}
 }
 
+// hides tells whether what is at a place hides what lower layers have there,
+// also after something else takes its place.
+func hides(at place) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(at.parent, at.base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return false, &os.PathError{Op: "stat", Path: at.path, Err: err}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		return st.Rdev == 0, nil
+	case unix.S_IFDIR:
+		_, err := unix.Lgetxattr(at.proc(), opaqueXattr, nil)
+		return err == nil, nil
+	}
+	return false, nil
+}
+
 // replace removes what a place holds, for a later entry of the same name.
 func (u *unpacker) replace(at place) error {
+	hid, err := hides(at)
+	if err == nil && hid {
+		err = u.hide(at.path)
+	}
+	if err != nil {
+		return err
+	}
 	u.root.forgetBelow(at)
-	err := unix.Unlinkat(at.parent, at.base, 0)
+	err = unix.Unlinkat(at.parent, at.base, 0)
 	if !errors.Is(err, unix.EISDIR) {
 		if err != nil {
 			return &os.PathError{Op: "unlink", Path: at.path, Err: err}
@@ -72,7 +96,7 @@ func (u *unpacker) make(at place, call func() error) error {
 
 // directory makes a directory, or describes one that is there already.
 func (u *unpacker) directory(at place, h *tar.Header) error {
-	made, opaque := true, false
+	made := true
 	err := unix.Mkdirat(at.parent, at.base, 0o700)
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
@@ -80,7 +104,6 @@ func (u *unpacker) directory(at place, h *tar.Header) error {
 			return fmt.Errorf("stat: %w", err)
 		}
 		made = st.Mode&unix.S_IFMT != unix.S_IFDIR
-		opaque = st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 // a whiteout came before
 		err = nil
 		if made {
 			err = u.make(at, func() error { return unix.Mkdirat(at.parent, at.base, 0o700) })
@@ -97,10 +120,11 @@ func (u *unpacker) directory(at place, h *tar.Header) error {
 	if made {
 		u.grow(u.block)
 	}
-	if opaque {
+	if _, hidden := u.hidden[at.path]; hidden {
 		if err := u.opaque(fd); err != nil {
 			return err
 		}
+		delete(u.hidden, at.path)
 	}
 	delete(u.implicit, at.path)
 	if err := u.describe(fd, h, true); err != nil {

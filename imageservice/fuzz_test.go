@@ -16,6 +16,7 @@ var fuzzNames = []string{
 	"a", "b", "c", "a/b", "a/b/c", "b/c", "./a", "/a", "../a", "a/../b", "a/../../b", "..", ".", "", "/", "//a//",
 	".wh.a", "a/.wh.b", ".wh..wh..opq", "a/.wh..wh..opq", ".wh..wh.plnk", ".wh.", "a/.wh...", ".wh.a/b", "a/b/..",
 	"/../outside", "../../outside/x", "a/b/../../../outside", "\xff", strings.Repeat("n", 300), "outside",
+	"c/" + strings.Repeat("d/", 40) + "e", strings.Repeat("m", 255), "b/" + strings.Repeat("long/", 30) + "name", "a/.wh.c", "c/b", ".wh.b",
 }
 
 // fuzzItems turns bytes into entries, three bytes each.

@@ -24,8 +24,8 @@ func gunzipSamples() map[string][]byte {
 	for i := 0; i < len(text); i++ {
 		text[i] = "etaoin shrdlucmfwyp\n"[random.IntN(20)]
 		if random.IntN(9) == 0 && i > 40000 {
-			i += copy(text[i:], text[i-1-random.IntN(1<<15):i][:1])
-			i += copy(text[i:], text[i-100-random.IntN(1<<15):i][:random.IntN(100)])
+			i += copy(text[i:], text[i-1-random.IntN(1<<15) : i][:1])
+			i += copy(text[i:], text[i-100-random.IntN(1<<15) : i][:random.IntN(100)])
 		}
 	}
 	skewed := make([]byte, 300<<10)

@@ -167,8 +167,8 @@ func (s *Store) settle(dir string, record *layerRecord) error {
 }
 
 // stream downloads, verifies, decompresses and unpacks a layer into diff, in
-// three goroutines: one reads the network and hashes, one decompresses and
-// hashes, this one unpacks.
+// five goroutines: one reads the network, one decompresses, two hash what these
+// bring, this one unpacks.
 func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string) (*layerRecord, error) {
 	if err := makeDiff(diff); err != nil {
 		return nil, err

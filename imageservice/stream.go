@@ -15,13 +15,14 @@ import (
 
 const (
 	chunkSize    = 256 << 10
-	chunksAhead  = 4         // of each read-ahead
+	chunksAhead  = 6         // of each read-ahead
 	maxWindow    = 128 << 20 // of zstd: memory that an archive may ask for
 	magicLength  = 4
 	sourceBuffer = 64 << 10
 )
 
-// verifier hashes what is read through it.
+// verifier counts what is read through it. Whoever reads hands it to add for
+// the digest, which takes longer than the reading.
 type verifier struct {
 	source io.Reader
 	want   digest.Digest
@@ -41,13 +42,17 @@ func (v *verifier) Read(p []byte) (int, error) {
 	if v.size > v.limit {
 		return 0, fmt.Errorf("%w: %s of more than %d bytes", ErrTooLarge, v.what, v.limit)
 	}
-	if v.hash != nil {
-		v.hash.Write(p[:n])
-	}
 	return n, err
 }
 
-// verify is called when all is read.
+// add takes the next bytes that were read into the digest.
+func (v *verifier) add(p []byte) {
+	if v.hash != nil {
+		v.hash.Write(p)
+	}
+}
+
+// verify is called when all is read and added.
 func (v *verifier) verify() error {
 	if v.hash == nil {
 		return nil
@@ -59,9 +64,10 @@ func (v *verifier) verify() error {
 	return nil
 }
 
-// readAhead reads a source in a goroutine of its own, a few chunks ahead, so
-// that each stage of a stream has its own processor.
+// readAhead reads a source in a goroutine of its own, a few chunks ahead, and
+// hashes it in another, so that each stage of a stream has its own processor.
 type readAhead struct {
+	read chan chunk // not yet hashed
 	full chan chunk
 	free chan *[chunkSize]byte
 	stop chan struct{}
@@ -80,8 +86,9 @@ type chunk struct {
 
 // newReadAhead starts reading. The caller closes it, and before that makes
 // sure that a Read of the source that hangs will end.
-func newReadAhead(source io.Reader, pool *sync.Pool) *readAhead {
+func newReadAhead(source *verifier, pool *sync.Pool) *readAhead {
 	r := &readAhead{
+		read: make(chan chunk, chunksAhead),
 		full: make(chan chunk, chunksAhead),
 		free: make(chan *[chunkSize]byte, chunksAhead),
 		stop: make(chan struct{}),
@@ -92,12 +99,23 @@ func newReadAhead(source io.Reader, pool *sync.Pool) *readAhead {
 		r.free <- nil // taken from the pool when it is needed
 	}
 	go r.run(source)
+	go r.hash(source)
 	return r
 }
 
-func (r *readAhead) run(source io.Reader) {
+// hash adds what was read to the digest before it is given out: at the end of
+// the source all of it is added.
+func (r *readAhead) hash(source *verifier) {
 	defer close(r.done)
 	defer close(r.full)
+	for c := range r.read {
+		source.add(c.buf[:c.n])
+		r.full <- c // never blocks: there are as many places as buffers
+	}
+}
+
+func (r *readAhead) run(source io.Reader) {
+	defer close(r.read)
 	for {
 		var c chunk
 		select {
@@ -109,7 +127,7 @@ func (r *readAhead) run(source io.Reader) {
 			c.buf, _ = r.pool.Get().(*[chunkSize]byte)
 		}
 		c.n, c.err = fill(source, c.buf[:])
-		r.full <- c // never blocks: there are as many places as buffers
+		r.read <- c // never blocks either
 		if c.err != nil {
 			return
 		}
@@ -146,7 +164,7 @@ func (r *readAhead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// close waits for the goroutine and gives the buffers back.
+// close waits for the goroutines and gives the buffers back.
 func (r *readAhead) close() {
 	close(r.stop)
 	<-r.done

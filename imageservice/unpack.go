@@ -40,6 +40,7 @@ type unpacker struct {
 	acls     int                   // bytes in pending
 	pending  map[string]attributes // of directories, set when all is written
 	implicit map[string]struct{}
+	hidden   map[string]struct{} // names that a whiteout and an entry share, as long as that entry is no directory
 	result   layerRecord
 }
 
@@ -64,6 +65,7 @@ func newUnpacker(dir string, s *Store, buf []byte) (*unpacker, error) {
 		buf:      buf,
 		pending:  map[string]attributes{},
 		implicit: map[string]struct{}{},
+		hidden:   map[string]struct{}{},
 	}, nil
 }
 
@@ -332,13 +334,23 @@ func (u *unpacker) whiteout(at place, dir string) error {
 	// one by being there; a directory must not be merged with it.
 	fd, err := openBelow(at.parent, hidden, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil
+		return u.hide(join(dir, hidden))
 	}
 	if err != nil {
 		return fmt.Errorf("open %s: %w", quote(hidden), err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	return u.opaque(fd)
+}
+
+// hide remembers that what lower layers have at a path is hidden by something
+// that a directory may replace yet, which must then be opaque.
+func (u *unpacker) hide(path string) error {
+	if len(u.hidden) >= u.limits.implicit {
+		return fmt.Errorf("%w: more than %d names that are hidden and there", ErrTooLarge, u.limits.implicit)
+	}
+	u.hidden[path] = struct{}{}
+	return nil
 }
 
 func (u *unpacker) opaque(fd int) error {

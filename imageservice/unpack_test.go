@@ -377,6 +377,24 @@ func TestWhiteouts(t *testing.T) {
 	}
 }
 
+// TestWhiteoutOfReplaced has names that a layer both hides and has, as several
+// things one after another.
+func TestWhiteoutOfReplaced(t *testing.T) {
+	for name, items := range map[string][]item{
+		"whiteout, file, directory":           {file(".wh.a", ""), file("a", ""), dir("a", 0o755)},
+		"file, whiteout, directory":           {file("a", ""), file(".wh.a", ""), dir("a", 0o755)},
+		"directory, whiteout, file, again":    {dir("a", 0o755), file(".wh.a", ""), file("a", ""), dir("a", 0o755)},
+		"whiteout, link, hard link, a parent": {file(".wh.a", ""), symlink("a", "x"), file("x", ""), hardlink("a", "x"), dir("a/", 0o755), file("a/b", "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, _ := mustUnpack(t, items...)
+			if n := readTree(t, root)["a"]; !n.opaque {
+				t.Errorf("a lower layer's directory would show: %+v", n)
+			}
+		})
+	}
+}
+
 // mountOverlay mounts layers read-only, without a name in the mount table, and
 // returns a path to the mount.
 func mountOverlay(t testing.TB, layers []string) string {
