@@ -134,7 +134,8 @@ func (sess *session) manifest(ctx context.Context, h *host, what string, want di
 	address := h.url(sess.name.domain, sess.repository, "manifests/"+what)
 	resp, err := h.do(ctx, http.MethodHead, address, acceptManifests())
 	var answer *statusError
-	if errors.As(err, &answer) && answer.code == http.StatusMethodNotAllowed {
+	if errors.As(err, &answer) && (answer.code == http.StatusMethodNotAllowed || answer.code == http.StatusForbidden) {
+		// The answer to a GET says why.
 		return sess.getManifest(ctx, h, address, want)
 	}
 	if err != nil {
