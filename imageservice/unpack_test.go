@@ -142,7 +142,7 @@ func checkUsage(t *testing.T, dir string, record *layerRecord) {
 }
 
 func TestUnpackXattrs(t *testing.T) {
-	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
 	records := map[string]string{
 		"SCHILY.xattr.security.capability":      capability,
 		"SCHILY.xattr.user.x":                   "y",
