@@ -32,6 +32,12 @@ func (n name) String() string {
 	return n.repository + ":" + n.tag
 }
 
+// Normalize returns a reference in full, with Docker Hub's defaults.
+func Normalize(text string) (string, error) {
+	n, err := parseReference(text)
+	return n.String(), err
+}
+
 // parseReference parses an image reference as users write it.
 func parseReference(text string) (name, error) {
 	if len(text) > maxReferenceLength {
