@@ -27,11 +27,17 @@ const (
 // turns panics and errors into statuses, and logs.
 type interceptor struct {
 	unimplemented map[string]string
+	observe       func(method, code string, took time.Duration)
 	// refused has the methods whose first refusal was logged: clients poll.
 	refused sync.Map
 }
 
-func newInterceptor() *interceptor { return &interceptor{unimplemented: unimplemented()} }
+func newInterceptor(observe func(method, code string, took time.Duration)) *interceptor {
+	if observe == nil {
+		observe = func(string, string, time.Duration) {}
+	}
+	return &interceptor{unimplemented: unimplemented(), observe: observe}
+}
 
 func (i *interceptor) unary(ctx context.Context, req any, call *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
@@ -71,13 +77,14 @@ func (i *interceptor) guard(method string, handle func() error) (err error) {
 // log writes one line for an RPC. What it is about comes from about, which
 // never returns credentials, commands or environments.
 func (i *interceptor) log(method string, err error, took time.Duration, about func() []any) {
-	level := verbosity(method)
-	if err == nil && !klog.V(level).Enabled() {
-		return
-	}
 	code := codes.OK
 	if err != nil {
 		code = codeOf(err)
+	}
+	i.observe(rpcName(method), code.String(), took)
+	level := verbosity(method)
+	if err == nil && !klog.V(level).Enabled() {
+		return
 	}
 	if code == codes.Unimplemented {
 		if _, again := i.refused.LoadOrStore(method, true); again && !klog.V(logProbing).Enabled() {

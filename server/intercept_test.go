@@ -64,7 +64,7 @@ func call(i *interceptor, method string, req any, handler grpc.UnaryHandler) (an
 
 func TestPanic(t *testing.T) {
 	log := captureLog(t, "0")
-	_, err := call(newInterceptor(), stopMethod, &runtimeapi.StopContainerRequest{ContainerId: "abc"},
+	_, err := call(newInterceptor(nil), stopMethod, &runtimeapi.StopContainerRequest{ContainerId: "abc"},
 		func(context.Context, any) (any, error) { panic("the secret of the panic") })
 	if status.Code(err) != codes.Internal {
 		t.Fatalf("got %v", err)
@@ -81,7 +81,7 @@ func TestPanic(t *testing.T) {
 
 func TestStreamPanic(t *testing.T) {
 	captureLog(t, "0")
-	err := newInterceptor().stream(nil, nil, &grpc.StreamServerInfo{FullMethod: "/runtime.v1.RuntimeService/Future"},
+	err := newInterceptor(nil).stream(nil, nil, &grpc.StreamServerInfo{FullMethod: "/runtime.v1.RuntimeService/Future"},
 		func(any, grpc.ServerStream) error { panic("x") })
 	if status.Code(err) != codes.Internal {
 		t.Fatalf("got %v", err)
@@ -90,7 +90,7 @@ func TestStreamPanic(t *testing.T) {
 
 func TestErrorHasNoResponse(t *testing.T) {
 	captureLog(t, "0")
-	resp, err := call(newInterceptor(), statusMethod, &runtimeapi.ContainerStatusRequest{},
+	resp, err := call(newInterceptor(nil), statusMethod, &runtimeapi.ContainerStatusRequest{},
 		func(context.Context, any) (any, error) {
 			return &runtimeapi.ContainerStatusResponse{}, sandbox.ErrNotFound
 		})
@@ -131,7 +131,7 @@ func TestLogLevels(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			log := captureLog(t, tc.verbosity)
-			_, _ = call(newInterceptor(), "/runtime.v1.RuntimeService/"+tc.rpc, create, tc.handler)
+			_, _ = call(newInterceptor(nil), "/runtime.v1.RuntimeService/"+tc.rpc, create, tc.handler)
 			if tc.want == nil && log.String() != "" {
 				t.Errorf("logged %s", log)
 			}
@@ -150,7 +150,7 @@ func TestLogLevels(t *testing.T) {
 // Clients poll: an RPC that isn't there is worth one line.
 func TestUnimplementedIsLoggedOnce(t *testing.T) {
 	log := captureLog(t, "0")
-	i := newInterceptor()
+	i := newInterceptor(nil)
 	for range 3 {
 		i.log(runtimeapi.RuntimeService_Attach_FullMethodName, errUnimplemented, time.Second, func() []any { return nil })
 	}

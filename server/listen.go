@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	socketMode = 0o660
+	socketMode  = 0o660
+	privateMode = 0o600
 	// maxSocketPath is sun_path without its final zero, see unix(7).
 	maxSocketPath = 107
 	// answerTimeout is how long a daemon that may own the socket has to accept.
@@ -28,6 +29,15 @@ const (
 // a daemon that answers there, or does not but has it open, the error is
 // [ErrInUse]. Missing directories are made with mode 0700.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
+	return listen(ctx, address, socketMode)
+}
+
+// ListenPrivate does the same with mode 0600.
+func ListenPrivate(ctx context.Context, address string) (net.Listener, error) {
+	return listen(ctx, address, privateMode)
+}
+
+func listen(ctx context.Context, address string, mode uint32) (net.Listener, error) {
 	socket, err := socketPath(address)
 	if err != nil {
 		return nil, err
@@ -48,7 +58,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	// umask: set before bind, there is no moment at which others may connect.
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var chmodErr error
-		if err := raw.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), socketMode) }); err != nil {
+		if err := raw.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), mode) }); err != nil {
 			return err
 		}
 		return os.NewSyscallError("fchmod", chmodErr)
@@ -57,7 +67,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", socket, err)
 	}
-	if err := os.Chmod(socket, socketMode); err != nil {
+	if err := os.Chmod(socket, os.FileMode(mode)); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %s: %w", socket, err), l.Close())
 	}
 	return l, nil

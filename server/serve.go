@@ -69,7 +69,7 @@ func stop(g *grpc.Server, grace time.Duration) error {
 }
 
 func (s *Server) grpcServer() *grpc.Server {
-	i := newInterceptor()
+	i := newInterceptor(s.config.Observe)
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.ReadBufferSize(bufferBytes),

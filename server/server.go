@@ -90,6 +90,8 @@ type Config struct {
 	Handlers []*runtimeapi.RuntimeHandler
 	// Features is what the runtime can do with every handler; nil: none.
 	Features *runtimeapi.RuntimeFeatures
+	// Observe is told of each RPC that was answered; nil: nobody is.
+	Observe func(method, code string, took time.Duration)
 	// StopGrace bounds how long RPCs under way may take once Serve is told to
 	// stop; 0 means 5 s.
 	StopGrace time.Duration

@@ -3,6 +3,7 @@ package main
 import (
 	_ "embed" // the default configuration
 	"fmt"
+	"net"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,7 @@ type config struct {
 	Network      networkConfig `toml:"network"`
 	Image        imageConfig   `toml:"image"`
 	Log          logConfig     `toml:"log"`
+	Metrics      metricsConfig `toml:"metrics"`
 }
 
 type networkConfig struct {
@@ -101,6 +103,21 @@ func (p *policyConfig) policy() imageservice.Policy {
 		out.Rules = append(out.Rules, imageservice.PolicyRule(r))
 	}
 	return out
+}
+
+type metricsConfig struct {
+	Listen string `toml:"listen"`
+}
+
+// check accepts nothing, or HOST:PORT.
+func (m metricsConfig) check() error {
+	if m.Listen == "" {
+		return nil
+	}
+	if _, port, err := net.SplitHostPort(m.Listen); err != nil || port == "" {
+		return &keyError{"metrics.listen", fmt.Sprintf("%q is not HOST:PORT", m.Listen)}
+	}
+	return nil
 }
 
 type logConfig struct {
@@ -169,6 +186,9 @@ func (c *config) check() error {
 		return &keyError{"state", fmt.Sprintf("%q is also the root: they must be two directories", c.State)}
 	}
 	if _, err := c.socket(); err != nil {
+		return err
+	}
+	if err := c.Metrics.check(); err != nil {
 		return err
 	}
 	return c.checkChoices()

@@ -21,6 +21,7 @@ import (
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/sandbox"
 	"github.com/cri-runtime/cri-runtime/server"
+	"github.com/cri-runtime/cri-runtime/server/control"
 )
 
 // umask makes modes mean what the code says, whoever starts this process.
@@ -136,8 +137,10 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return fmt.Errorf("open state: %w", err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	metrics := control.NewMetrics()
 	images, err := imageservice.Open(imageservice.Config{
-		Root: filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
+		PullEnded: metrics.Pull,
+		Root:      filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
 		MaxParallelLayers: c.Image.MaxParallelLayers, NoProgressTimeout: c.Image.NoProgressTimeout.Duration,
 		Proxy: imageservice.Proxy{
 			HTTP: c.Image.Proxy.HTTP.text, HTTPS: c.Image.Proxy.HTTPS.text, None: strings.Join(c.Image.Proxy.None, ","),
@@ -153,7 +156,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return err
 	}
 	cri, err := server.New(server.Config{
-		Runtime: store, Images: images,
+		Runtime: store, Images: images, Observe: metrics.RPC,
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
 		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
 		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
@@ -163,6 +166,11 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return err
 	}
 	images.Collect()
+	stop, err := serveControl(ctx, c, images, metrics)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	return serveOn(ctx, c, cri, store.Notes())
 }
 

@@ -14,7 +14,9 @@ import (
 	"github.com/cri-runtime/cri-runtime/imageservice"
 )
 
-func (s *Server) pulls(w http.ResponseWriter, _ *http.Request) error { return reply(w, s.store.Pulls()) }
+func (s *Server) pulls(w http.ResponseWriter, _ *http.Request) error {
+	return reply(w, s.store.Pulls())
+}
 
 func (s *Server) list(w http.ResponseWriter, _ *http.Request) error {
 	return reply(w, imagesOf(s.store.Images()))
@@ -154,6 +156,8 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) error {
 	source := &patientReader{r: r.Body, control: http.NewResponseController(w)}
 	images, err := s.store.Import(r.Context(), source, r.URL.Query().Get("name"))
 	if err != nil {
+		// A client that is still sending would not see the answer.
+		_, _ = io.CopyN(io.Discard, source, maxDrained)
 		return err
 	}
 	for _, i := range images {
@@ -176,8 +180,8 @@ func (p *patientReader) Read(b []byte) (int, error) {
 	return p.r.Read(b)
 }
 
-// save streams an archive. What goes wrong once it has begun is in a trailer,
-// and the stream is cut off, so that nobody takes it for whole.
+// save streams an archive. What goes wrong once it has begun is in a trailer;
+// an archive that was cut short has no end, so nobody takes it for whole.
 func (s *Server) save(w http.ResponseWriter, r *http.Request) error {
 	ref, err := query(r, "ref")
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ const (
 	maxBody        = 64 << 10 // of JSON
 	maxHeader      = 16 << 10
 	maxAtOnce      = 64
+	maxDrained     = 16 << 30 // of a body that is refused
 	headerTimeout  = 10 * time.Second
 	answerTimeout  = 30 * time.Second // for what is no stream
 	streamTimeout  = time.Minute      // for the next piece of one
@@ -137,6 +139,12 @@ func (s *Server) answered(answer func(http.ResponseWriter, *http.Request) error)
 			fail(w, r, errBusy)
 			return
 		}
+		defer func() {
+			if p := recover(); p != nil {
+				klog.ErrorS(nil, "Panic", "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				panic(http.ErrAbortHandler)
+			}
+		}()
 		if err := answer(w, r); err != nil {
 			fail(w, r, err)
 		}
