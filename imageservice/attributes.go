@@ -74,6 +74,7 @@ func (u *unpacker) xattrs(h *tar.Header, set func(string, []byte) error) error {
 		if total += len(name) + len(value); total > u.limits.xattrs {
 			return fmt.Errorf("%w: more than %d bytes of extended attributes", ErrTooLarge, u.limits.xattrs)
 		}
+		u.contents.xattrs = true
 		err := set(name, []byte(value))
 		if err == nil || optionalXattr(name, err) {
 			continue

@@ -13,10 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// maxDamage is how many damaged files of one layer a report names; the rest is
-// counted.
-const maxDamage = 20
-
 // CheckOptions say what Check does about what it finds.
 type CheckOptions struct {
 	// Repair takes damaged layers away and pulls the images they belong to
@@ -135,6 +131,13 @@ func (c *checker) image(ctx context.Context, id string) error {
 	}
 	c.mu.Unlock()
 	check.Damage = c.documents(record)
+	if record.Parents {
+		damage, err := c.parents(ctx, c.recordPath(id))
+		if err != nil {
+			return err
+		}
+		check.Damage = append(check.Damage, damage...)
+	}
 	for _, diffID := range unique(record.Layers) {
 		if _, done := c.layers[diffID]; !done {
 			damage, err := c.layer(ctx, diffID)
@@ -190,18 +193,6 @@ func checkDocument(dir, name string, want digest.Digest) error {
 	return nil
 }
 
-// layer checks one layer.
-func (c *checker) layer(_ context.Context, diffID digest.Digest) ([]Damage, error) {
-	record, err := readLayer(c.layerPath(diffID))
-	if err != nil {
-		return []Damage{{Layer: diffID, Problem: err.Error()}}, nil
-	}
-	if record.DiffID != diffID {
-		return []Damage{{Layer: diffID, Path: layerFile, Problem: fmt.Sprintf("it is the record of %s", record.DiffID)}}, nil
-	}
-	return nil, nil
-}
-
 // repair brings what an image lacks.
 func (c *checker) repair(ctx context.Context, image *ImageCheck) {
 	if err := c.condemn(image); err != nil {
@@ -233,6 +224,14 @@ func (c *checker) condemn(image *ImageCheck) error {
 	for _, diffID := range bad {
 		if err := c.discard(c.layerPath(diffID)); err != nil {
 			return fmt.Errorf("remove layer %s: %w", diffID, err)
+		}
+	}
+	if !slices.ContainsFunc(image.Damage, func(d Damage) bool { return strings.HasPrefix(d.Path, parentsDir) && d.Layer == "" }) {
+		return nil
+	}
+	for _, name := range []string{parentsDir, parentsListing} {
+		if err := c.discard(filepath.Join(c.recordPath(image.ID), name)); err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
 		}
 	}
 	return nil

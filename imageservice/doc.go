@@ -7,7 +7,7 @@
 //
 //	ROOT/lock                 held by the one process that may change the store
 //	ROOT/records/ID/          image.json, manifest.json, config.json, parents/
-//	ROOT/layers/DIFFID/       layer.json, diff/
+//	ROOT/layers/DIFFID/       layer.json, diff/, listing: each file of diff/ with the sum of its content
 //	ROOT/ingest/              work under way; whatever a start finds here is removed
 //
 // A pull renames its layers into place as they are done, then calls syncfs

@@ -149,7 +149,11 @@ func (u *unpacker) file(ctx context.Context, at place, h *tar.Header, content io
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
+	u.contents.begin()
 	written, err := u.write(ctx, fd, h, content)
+	if err == nil {
+		err = u.contents.end(fd)
+	}
 	if err == nil {
 		u.grow(uint64(written))
 		err = u.describe(fd, h, mode&^0o777 != 0 || mode&u.umask != 0)
@@ -170,6 +174,7 @@ func (u *unpacker) write(ctx context.Context, fd int, h *tar.Header, content io.
 	for size < h.Size {
 		n, err := content.Read(u.buf[:min(int64(len(u.buf)), h.Size-size)])
 		if n > 0 {
+			u.contents.add(u.buf[:n])
 			if sparse && zero(u.buf[:n]) {
 				size += int64(n)
 			} else {

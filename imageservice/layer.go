@@ -130,8 +130,6 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 		return err
 	}
 	record.DiffID, record.Blob, record.Size = l.diffID, l.blob.Digest, l.blob.Size
-	record.Inodes += 2 // the layer's directory and its record
-	record.Bytes += 2 * s.block
 	content, err := json.Marshal(record)
 	if err != nil {
 		return err
@@ -252,7 +250,7 @@ func (s *Store) unpackBlob(ctx context.Context, download io.Reader, l layer, dif
 	if err := content.verify(); err != nil {
 		return nil, err
 	}
-	return record, nil
+	return record, s.listLayer(ctx, filepath.Dir(diff), record, &u.contents)
 }
 
 // makeDiff makes the directory that a layer is unpacked into, as root's own

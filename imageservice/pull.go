@@ -192,15 +192,28 @@ func (s *Store) renew(old *entry, dir string, n name, r *resolved) (*Image, erro
 			return nil, fmt.Errorf("record: %w", err)
 		}
 	}
-	err := os.Rename(filepath.Join(dir, parentsDir), filepath.Join(place, parentsDir))
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrExist) {
+	if err := s.renewParents(dir, place); err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
 	mended := &entry{record: old.record.clone(), config: r.config, size: uint64(len(r.rawConfig) + len(r.rawManifest))}
 	mended.record.Manifest, mended.record.Layers = r.manifest, r.config.RootFS.DiffIDs
-	_, err = os.Lstat(filepath.Join(place, parentsDir))
-	mended.record.Parents = err == nil
+	mended.record.Parents = exists(filepath.Join(place, parentsDir))
 	return s.rename(mended, n, r.root, r.verdict)
+}
+
+// renewParents puts the directories made just now where they are missing.
+// What is there may be in use.
+func (s *Store) renewParents(dir, place string) error {
+	if exists(filepath.Join(place, parentsDir)) {
+		return nil
+	}
+	for _, name := range []string{parentsListing, parentsDir} {
+		err := os.Rename(filepath.Join(dir, name), filepath.Join(place, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeImage writes the files of a new record.
@@ -209,8 +222,15 @@ func (s *Store) writeImage(dir string, record *imageRecord, r *resolved) error {
 		return err
 	}
 	var err error
-	if record.Parents, err = s.writeParents(filepath.Join(dir, parentsDir), record.Layers); err != nil {
+	parents := filepath.Join(dir, parentsDir)
+	if record.Parents, err = s.writeParents(parents, record.Layers); err != nil {
 		return err
+	}
+	if record.Parents {
+		_, _, _, err := s.writeListing(context.Background(), filepath.Join(dir, parentsListing), parents, &contents{xattrs: true})
+		if err != nil {
+			return err
+		}
 	}
 	content, err := json.Marshal(record)
 	if err != nil {

@@ -22,6 +22,8 @@ const (
 	layerFile    = "layer.json"
 	diffDir      = "diff"
 	parentsDir   = "parents"
+
+	parentsListing = "parents.listing"
 )
 
 // imageRecord is image.json.
@@ -60,6 +62,8 @@ type layerRecord struct {
 	Size   int64         `json:"size"`   // of the blob
 	Bytes  uint64        `json:"bytes"`  // on the disk
 	Inodes uint64        `json:"inodes"` // on the disk
+	// Listing is the sum of the layer's listing: see listing.go.
+	Listing string `json:"listing"`
 	// OpaqueRoot is a layer that hides all layers below it.
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
 	// Implicit are directories that the layer holds without describing them.
@@ -171,10 +175,14 @@ func readEntry(dir string) (*entry, error) {
 	case err != nil:
 		e.config, e.torn = &ocispec.Image{}, true
 	case recordErr != nil:
-		_, err := os.Lstat(filepath.Join(dir, parentsDir))
-		e.record = &imageRecord{ID: id.String(), Layers: e.config.RootFS.DiffIDs, Parents: err == nil}
+		e.record = &imageRecord{ID: id.String(), Layers: e.config.RootFS.DiffIDs, Parents: exists(filepath.Join(dir, parentsDir))}
 	}
 	return e, e.readRest(dir, recordErr != nil)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // readRest looks at what else belongs to a record.
@@ -186,15 +194,13 @@ func (e *entry) readRest(dir string, identify bool) error {
 		}
 		e.record.Manifest = digest.FromBytes(content)
 	}
-	info, err := os.Stat(filepath.Join(dir, manifestFile))
-	if err != nil {
+	if info, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
+		e.size += uint64(info.Size())
+	} else {
 		e.torn = true
-		return nil
 	}
-	e.size += uint64(info.Size())
-	if e.record.Parents {
-		_, err := os.Lstat(filepath.Join(dir, parentsDir))
-		e.torn = e.torn || err != nil
+	if e.record.Parents && !exists(filepath.Join(dir, parentsDir)) {
+		e.torn = true
 	}
 	return nil
 }

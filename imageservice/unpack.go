@@ -41,6 +41,7 @@ type unpacker struct {
 	pending  map[string]attributes // of directories, set when all is written
 	implicit map[string]struct{}
 	hidden   map[string]struct{} // names that a whiteout and an entry share, as long as that entry is no directory
+	contents contents
 	result   layerRecord
 }
 
@@ -66,6 +67,7 @@ func newUnpacker(dir string, s *Store, buf []byte) (*unpacker, error) {
 		pending:  map[string]attributes{},
 		implicit: map[string]struct{}{},
 		hidden:   map[string]struct{}{},
+		contents: contents{sums: map[uint64]uint64{}},
 	}, nil
 }
 
@@ -264,6 +266,7 @@ func (u *unpacker) later(path string, h *tar.Header) error {
 		return fmt.Errorf("%w: more than %d directories", ErrTooLarge, u.limits.directories)
 	}
 	a := attributes{mode: permissions(h), mtime: h.ModTime, acl: h.PAXRecords[xattrPrefix+defaultACL]}
+	u.contents.xattrs = u.contents.xattrs || a.acl != ""
 	if u.acls += len(a.acl); u.acls > u.limits.acls {
 		return fmt.Errorf("%w: more than %d bytes of default ACLs", ErrTooLarge, u.limits.acls)
 	}
@@ -354,6 +357,7 @@ func (u *unpacker) hide(path string) error {
 }
 
 func (u *unpacker) opaque(fd int) error {
+	u.contents.xattrs = true
 	if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
 		return fmt.Errorf("set %s: %w", opaqueXattr, err)
 	}
