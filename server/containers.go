@@ -28,9 +28,8 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	if err != nil {
 		return nil, fmt.Errorf("container %s: image %s: %w", name, config.GetImage().GetImage(), err)
 	}
-	if image.Artifact != "" {
-		return nil, invalid("config.image", "%s is an OCI artifact of type %q, not an image: use it as a volume",
-			config.GetImage().GetImage(), image.Artifact)
+	if err := checkRunnable(config.GetImage().GetImage(), image); err != nil {
+		return nil, err
 	}
 	id, err := s.holds.create(ctx, box.Status().ID, image.ID, func() (created, error) {
 		return box.CreateContainer(ctx, config, &sandbox.Image{

@@ -1,13 +1,17 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/imageservice"
 )
 
 func TestVersion(t *testing.T) {
@@ -112,6 +116,34 @@ func TestRuntimeConfig(t *testing.T) {
 		if err != nil || resp.GetLinux().GetCgroupDriver() != want {
 			t.Errorf("%s: %v, %v", driver, resp, err)
 		}
+	}
+}
+
+// TestPullForHandler gets the same image for every handler: all of them run
+// programs of this node's platform.
+func TestPullForHandler(t *testing.T) {
+	captureLog(t, "0")
+	images := newMemoryImages()
+	images.pull = func(context.Context, string, *imageservice.Auth) (*imageservice.Image, error) { return busybox(), nil }
+	config := testConfig(t, images)
+	config.Handlers = []*runtimeapi.RuntimeHandler{{Name: ""}, {Name: "plain"}}
+	client := runtimeapi.NewImageServiceClient(serve(t, config).conn)
+	for handler, want := range map[string]codes.Code{"": codes.OK, "plain": codes.OK, "kata": codes.InvalidArgument} {
+		spec := &runtimeapi.ImageSpec{Image: busyboxTag, RuntimeHandler: handler}
+		resp, err := client.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: spec})
+		if status.Code(err) != want || err == nil && resp.GetImageRef() != busyboxID {
+			t.Errorf("%q: %v, %v", handler, resp, err)
+		}
+	}
+}
+
+func TestArtifactIsNotRun(t *testing.T) {
+	if err := checkRunnable(busyboxTag, busybox()); err != nil {
+		t.Error(err)
+	}
+	err := statusOf(checkRunnable("models/m:1", &imageservice.Image{ID: busyboxID, Artifact: "application/vnd.example"}))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "config.image") || !strings.Contains(err.Error(), "volume") {
+		t.Errorf("got %v", err)
 	}
 }
 

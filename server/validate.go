@@ -7,6 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cri-runtime/cri-runtime/imageservice"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
@@ -77,4 +78,13 @@ func checkExec(req *runtimeapi.ExecSyncRequest) error {
 		}
 	}
 	return checkTimeout("timeout", req.GetTimeout())
+}
+
+// checkRunnable refuses an artifact where a container is to run from it.
+func checkRunnable(name string, image *imageservice.Image) error {
+	if image.Artifact == "" {
+		return nil
+	}
+	return invalid("config.image", "%s is an OCI artifact of type %q, not an image: a container can have it as a volume only",
+		name, image.Artifact)
 }

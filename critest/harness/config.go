@@ -39,6 +39,25 @@ func (r *Runtime) MirrorRegistry(host, address string) error {
 	return nil
 }
 
+// ConfigureRegistry makes text the hosts.toml of a registry, from the next pull
+// on; "" takes it away.
+func (r *Runtime) ConfigureRegistry(host, text string) error {
+	dir := filepath.Join(r.Dir, "certs", host)
+	if text == "" {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("configure %s: %w", host, err)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("configure %s: %w", host, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("configure %s: %w", host, err)
+	}
+	return nil
+}
+
 func (r *Runtime) writeConfig() error {
 	text := r.ownConfig()
 	if r.options.Peer {
