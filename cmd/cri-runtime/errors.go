@@ -9,4 +9,12 @@ var (
 	errInUse = errors.New("in use by another cri-runtime")
 	// errNotOurs: a directory open to other users holds something else.
 	errNotOurs = errors.New("directory holds other files")
+	// errNoDaemon: nobody answers on the control socket.
+	errNoDaemon = errors.New("no daemon answers")
+	// errDaemon: the daemon could not do what it was asked for; the text says why.
+	errDaemon = errors.New("the daemon says")
+	// errDamaged: a check found damage that is still there.
+	errDamaged = errors.New("damaged")
+	// errInterrupted: a signal ended the command.
+	errInterrupted = errors.New("interrupted")
 )
