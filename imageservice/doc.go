@@ -15,6 +15,11 @@
 // names it: after a power cut there are whole images, and layers of no image,
 // which the next start removes.
 //
+// A registry is asked through a session: its hosts in the order of hosts.toml,
+// each with the credentials that are meant for it. What a name stands for goes
+// through the image policy before anything else of it is downloaded. An artifact
+// is an image without a config, whose blobs become files.
+//
 // Invariant: everything in an image is hostile. It is verified against the
 // digest that named it, no host path is chosen by it, and unpacking opens
 // nothing outside the layer's own directory.

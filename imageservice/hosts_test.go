@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -161,4 +162,19 @@ func FuzzChallenges(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestRetryAfter(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"": 0, "3": 3 * time.Second, "-3": 0, "soon": 0, "99999999999": (1 << 20) * time.Second, "1000000000": (1 << 20) * time.Second,
+		time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat): 0,
+	} {
+		if got := retryAfter(text); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+	in := retryAfter(time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+	if in < 59*time.Minute || in > time.Hour {
+		t.Errorf("in an hour: %s", in)
+	}
 }
