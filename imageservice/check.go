@@ -119,7 +119,7 @@ func (c *checker) begin() (ids []string, err error) {
 func (c *checker) image(ctx context.Context, id string) error {
 	c.mu.Lock()
 	e := c.images[id]
-	if e == nil {
+	if e == nil || e.record.Removed && len(c.holds[id]) == 0 {
 		c.mu.Unlock()
 		return nil // removed meanwhile
 	}

@@ -18,7 +18,8 @@ import (
 func (s *Store) Hold(imageID, user string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.images[imageID] == nil {
+	// A damaged image is held only by what was there before the start.
+	if e := s.images[imageID]; e == nil || e.damaged && s.collected {
 		return fmt.Errorf("hold %s for %s: %w", imageID, user, ErrNotFound)
 	}
 	if s.holds[imageID] == nil {

@@ -9,10 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 )
 
 // childEnv makes the test binary pull and remove images until it is killed.
@@ -27,6 +29,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// pullForever says what it did in lines of a tag and an image id.
 func pullForever(root, host string) error {
 	s, err := Open(Config{Root: root})
 	if err != nil {
@@ -34,78 +37,42 @@ func pullForever(root, host string) error {
 	}
 	s.Collect()
 	fmt.Println("open")
-	for i := 0; ; i++ {
-		ref := fmt.Sprintf("%s/x:%d", host, i%3)
-		image, err := s.Pull(context.Background(), ref, nil)
-		if err != nil {
-			return err
-		}
-		if i < 3 {
-			continue // two images stay while the third comes and goes
-		}
-		if err := s.Hold(image.ID, "c"); err != nil {
-			return err
-		}
-		if err := s.Remove(context.Background(), ref); err != nil {
-			return err
-		}
-		s.Release(image.ID, "c")
-		if _, err := s.Pull(context.Background(), ref, nil); err != nil {
-			return err
-		}
+	var mu sync.Mutex
+	note := func(ref, id string) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Println(ref, id)
 	}
+	var group errgroup.Group
+	for _, repo := range churnRepos() {
+		group.Go(func() error { return churn(s, host, repo, note) })
+	}
+	return group.Wait()
 }
 
-// TestKilled kills a process in the middle of its pulls and removals, and looks
-// whether the next one finds whole images only, and mends the rest.
+// TestKilled kills a process in the middle of its pulls, removals and moves of
+// tags, and looks whether the next one finds whole images only, all that was
+// promised, and mends the rest.
 func TestKilled(t *testing.T) {
 	needRoot(t)
-	rounds := 25
-	if testing.Short() {
-		rounds = 5
-	}
 	r := newRegistry(t)
-	shared := gzipped(t, benchItems("shared", 60)...)
-	for i := range 3 {
-		r.putImage("x", fmt.Sprint(i), testConfig(), shared, gzipped(t, benchItems("own", 30)...), gzipped(t, file("tag", fmt.Sprint(i))))
-	}
-	root := filepath.Join(t.TempDir(), "images")
-	listed := 0
-	for range rounds {
-		killChild(t, root, r.host, rand.N(400*time.Millisecond))
-		s, err := Open(Config{Root: root})
-		if err != nil {
-			t.Fatal(err)
+	putChurn(r)
+	config := Config{Root: filepath.Join(t.TempDir(), "images")}
+	p := &promises{ids: map[string]string{}}
+	kills, calls, listed := rounds(t, 40), 0, 0
+	for range kills {
+		calls += killChild(t, config.Root, r.host, rand.N(400*time.Millisecond), p)
+		listed += p.verify(t, config, r.host)
+		if t.Failed() {
+			break
 		}
-		for _, image := range s.Images() {
-			listed++
-			checkItems(t, image.Layers[2], benchItems("shared", 60))
-			checkItems(t, image.Layers[1], benchItems("own", 30))
-		}
-		if damaged := s.Damaged(); len(damaged) > 0 {
-			for _, id := range damaged {
-				if !s.images[id].record.Removed {
-					t.Errorf("an image is damaged that nobody removed: %s", id)
-				}
-			}
-		}
-		s.Collect()
-		closeStore(t, s)
 	}
-	t.Logf("%d kills, %d images found whole", rounds, listed)
-	s, err := Open(Config{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { closeStore(t, s) })
-	for i := range 3 {
-		image := mustPull(t, s, fmt.Sprintf("%s/x:%d", r.host, i))
-		wantFile(t, filepath.Join(image.Layers[0], "tag"), fmt.Sprint(i))
-	}
+	t.Logf("%d kills in %d pulls and removals, %d images found whole", kills, calls, listed)
 }
 
-// killChild runs the child and kills it some time after it is open.
-func killChild(t *testing.T, root, host string, after time.Duration) {
+// killChild runs the child and kills it some time after it is open. It returns
+// how many calls the child began.
+func killChild(t *testing.T, root, host string, after time.Duration, p *promises) (calls int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -125,16 +92,16 @@ func killChild(t *testing.T, root, host string, after time.Duration) {
 	timer := time.AfterFunc(after, cancel)
 	defer timer.Stop()
 	for lines.Scan() {
-		t.Errorf("the child says %q", lines.Text())
+		ref, id, _ := strings.Cut(lines.Text(), " ")
+		if !strings.HasPrefix(ref, host) {
+			t.Errorf("the child says %q", lines.Text())
+			continue
+		}
+		if id == unknown {
+			calls++
+		}
+		p.note(ref, id)
 	}
 	_ = cmd.Wait() // killed
-}
-
-func checkItems(t *testing.T, dir string, items []item) {
-	t.Helper()
-	for _, i := range items {
-		if i.content != "" {
-			wantFile(t, filepath.Join(dir, i.Name), i.content)
-		}
-	}
+	return calls
 }

@@ -122,10 +122,18 @@ func (s *Store) adopt(n name, root digest.Digest, verdict string) (*Image, error
 func (s *Store) rename(e *entry, n name, root digest.Digest, verdict string) (*Image, error) {
 	record := e.record.clone()
 	record.add(n, root, verdict)
+	record.Serial = s.nextSerial()
 	if err := writeRecord(s.recordPath(record.ID), record); err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
 	return s.publish(&entry{record: record, config: e.config, size: e.size}, n)
+}
+
+func (s *Store) nextSerial() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serial++
+	return s.serial
 }
 
 // add gives a record a name that was just pulled.
@@ -152,6 +160,7 @@ func (r *imageRecord) add(n name, root digest.Digest, verdict string) {
 func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	record := &imageRecord{ID: r.id, Manifest: r.manifest, Layers: r.config.RootFS.DiffIDs, Source: r.source, Artifact: r.artifact}
 	record.add(n, r.root, r.verdict)
+	record.Serial = s.nextSerial()
 	dir := s.ingestPath()
 	if err := s.writeImage(dir, record, r); err != nil {
 		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(dir))

@@ -34,7 +34,10 @@ type imageRecord struct {
 	Manifest digest.Digest   `json:"manifest"`
 	Layers   []digest.Digest `json:"layers"` // diffIDs, the bottom one first
 	PulledAt time.Time       `json:"pulledAt"`
-	Source   string          `json:"source,omitempty"` // host that served the manifest
+	// Serial grows with each name that the store's images get: of two records that
+	// a crash left with the same tag the higher one has it, whatever the clock did.
+	Serial uint64 `json:"serial"`
+	Source string `json:"source,omitempty"` // host that served the manifest
 	// Artifact is the type of an artifact, "" for an image.
 	Artifact string `json:"artifact,omitempty"`
 	// Verified is against which rule of the image policy signatures were

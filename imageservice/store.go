@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ type Store struct {
 	layers    map[digest.Digest]*layerRecord
 	pins      map[digest.Digest]int
 	holds     map[string]map[string]struct{} // users by image id
+	serial    uint64                         // the highest of a record
 	collected bool
 	closed    bool
 }
@@ -141,6 +143,11 @@ func (s *Store) openRoot() error {
 		}
 		return errors.Join(fmt.Errorf("open %s: %w", s.config.Root, err), lock.Close())
 	}
+	// What is unpacked there would inherit it.
+	err = unix.Removexattr(s.path("ingest"), defaultACL)
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+		return errors.Join(&os.PathError{Op: "remove default ACL", Path: s.path("ingest"), Err: err}, lock.Close())
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.config.Root, &st); err != nil {
 		return errors.Join(&os.PathError{Op: "statfs", Path: s.config.Root, Err: err}, lock.Close())
@@ -204,17 +211,25 @@ func (s *Store) loadLayer(diffID digest.Digest) {
 }
 
 // loadTags gives a tag that two records name to the later one: a crash came
-// between the writing of the new image and the rewriting of the old one.
+// between the writing of the new image and the rewriting of the old one, which
+// is made up for, or the tag would come back with the removal of the later one.
 func (s *Store) loadTags() {
+	stale := map[string]*entry{}
 	for _, e := range slices.SortedFunc(maps.Values(s.images), func(a, b *entry) int {
-		return a.record.PulledAt.Compare(b.record.PulledAt)
+		return cmp.Or(cmp.Compare(a.record.Serial, b.record.Serial), a.record.PulledAt.Compare(b.record.PulledAt))
 	}) {
 		for _, tag := range e.record.Tags {
 			if old := s.images[s.tags[tag]]; old != nil {
 				old.record.Tags = slices.DeleteFunc(old.record.Tags, func(t string) bool { return t == tag })
+				stale[old.record.ID] = old
 			}
 			s.tags[tag] = e.record.ID
 		}
+		s.serial = max(s.serial, e.record.Serial)
+	}
+	for id, e := range stale {
+		// Should this fail, the next start tries it again.
+		_ = writeRecord(s.recordPath(id), e.record)
 	}
 }
 

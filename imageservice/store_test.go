@@ -343,3 +343,39 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// TestTagOfTwo lets two records claim a tag, as a crash during its move does.
+// The later one has it, whatever the clock said, and the tag does not come back
+// to the other when the later one is removed.
+func TestTagOfTwo(t *testing.T) {
+	r, s := newRegistry(t), openStore(t, nil)
+	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "old")))
+	old := mustPull(t, s, r.ref("x:1"))
+	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "new")))
+	moved := mustPull(t, s, r.ref("x:1"))
+	record := s.images[old.ID].record.clone()
+	record.Tags = []string{r.ref("x:1")}
+	record.PulledAt = record.PulledAt.AddDate(1, 0, 0)
+	closeStore(t, s)
+	if err := writeRecord(s.recordPath(old.ID), record); err != nil {
+		t.Fatal(err)
+	}
+	reopen := func() {
+		s = openStore(t, func(config *Config) { *config = s.config })
+	}
+	reopen()
+	if got, err := s.Image(r.ref("x:1")); err != nil || got.ID != moved.ID {
+		t.Errorf("%v, %v; want %s", got, err, moved.ID)
+	}
+	if err := s.Remove(context.Background(), moved.ID); err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, s)
+	reopen()
+	if got, err := s.Image(r.ref("x:1")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the tag came back: %v, %v", got, err)
+	}
+	if got, err := s.Image(old.ID); err != nil || len(got.RepoTags) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
