@@ -348,7 +348,17 @@ func FuzzManifest(f *testing.F) {
 // The later one has it, whatever the clock said, and the tag does not come back
 // to the other when the later one is removed.
 func TestTagOfTwo(t *testing.T) {
-	r, s := newRegistry(t), openStore(t, nil)
+	needRoot(t)
+	r, config := newRegistry(t), Config{Root: filepath.Join(t.TempDir(), "images")}
+	open := func() *Store {
+		s, err := Open(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Collect()
+		return s
+	}
+	s := open()
 	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "old")))
 	old := mustPull(t, s, r.ref("x:1"))
 	r.putImage("x", "1", testConfig(), gzipped(t, file("f", "new")))
@@ -360,10 +370,7 @@ func TestTagOfTwo(t *testing.T) {
 	if err := writeRecord(s.recordPath(old.ID), record); err != nil {
 		t.Fatal(err)
 	}
-	reopen := func() {
-		s = openStore(t, func(config *Config) { *config = s.config })
-	}
-	reopen()
+	s = open()
 	if got, err := s.Image(r.ref("x:1")); err != nil || got.ID != moved.ID {
 		t.Errorf("%v, %v; want %s", got, err, moved.ID)
 	}
@@ -371,7 +378,8 @@ func TestTagOfTwo(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeStore(t, s)
-	reopen()
+	s = open()
+	defer closeStore(t, s)
 	if got, err := s.Image(r.ref("x:1")); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the tag came back: %v, %v", got, err)
 	}
