@@ -24,6 +24,17 @@ var (
 	errPanic = errors.New("internal error")
 	// errUnimplemented: this version does not have the RPC.
 	errUnimplemented = errors.New("not implemented")
+
+	// errTooMany: as many requests wait for the clients of their streams as may.
+	errTooMany = errors.New("too many requests")
+	// errProtocol: a client of streams does something that its protocol does not have.
+	errProtocol = errors.New("not as the protocol says")
+	// errClientGone: the client of a stream has closed its connection.
+	errClientGone = errors.New("the client is gone")
+	// errIdle: nothing moved on a stream's connection.
+	errIdle = errors.New("nothing was sent or received")
+	// errShutDown: the daemon stops; its successor will serve.
+	errShutDown = errors.New("the daemon is shutting down")
 )
 
 // maxErrorText bounds what a client is told, in bytes: the text travels in an
@@ -40,6 +51,8 @@ func codeOf(err error) codes.Code {
 	}{
 		{errPanic, codes.Internal},
 		{errUnimplemented, codes.Unimplemented},
+		{errTooMany, codes.ResourceExhausted},
+		{errShutDown, codes.Unavailable},
 		{imageservice.ErrStalled, codes.Unknown}, // may wrap a deadline that isn't the client's
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},

@@ -24,8 +24,22 @@ const (
 
 // Serve answers requests on l, and closes it, until ctx ends. RPCs under way
 // then have Config.StopGrace to finish before their contexts end too; the
-// error says so when some did not end even then. No container is stopped.
+// error says so when some did not end even then. Streams end with ctx. No
+// container is stopped.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	streams, err := s.streaming.listen(ctx)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	inner, stopStreams := context.WithCancel(ctx)
+	streamed := make(chan error, 1)
+	go func() { streamed <- s.streaming.serve(inner, streams) }()
+	err = s.serveRPCs(ctx, l)
+	stopStreams()
+	return errors.Join(err, <-streamed)
+}
+
+func (s *Server) serveRPCs(ctx context.Context, l net.Listener) error {
 	g := s.grpcServer()
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()

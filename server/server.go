@@ -92,6 +92,8 @@ type Config struct {
 	Features *runtimeapi.RuntimeFeatures
 	// Observe is told of each RPC that was answered; nil: nobody is.
 	Observe func(method, code string, took time.Duration)
+	// Streaming says where the streams of Exec, Attach and PortForward are served.
+	Streaming StreamingConfig
 	// StopGrace bounds how long RPCs under way may take once Serve is told to
 	// stop; 0 means 5 s.
 	StopGrace time.Duration
@@ -99,9 +101,10 @@ type Config struct {
 
 // Server answers CRI requests.
 type Server struct {
-	config  Config
-	version string
-	holds   *holds
+	config    Config
+	version   string
+	holds     *holds
+	streaming *streaming
 }
 
 // New checks config and holds the images of the containers that exist. After
@@ -125,7 +128,11 @@ func New(config Config) (*Server, error) {
 	if config.StopGrace <= 0 {
 		config.StopGrace = defaultStopGrace
 	}
-	s := &Server{config: config, version: semanticVersion(config.Version), holds: newHolds(config.Images, config.Runtime)}
+	streams, err := newStreaming(config.Streaming, storeContainers{config.Runtime})
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: config, version: semanticVersion(config.Version), holds: newHolds(config.Images, config.Runtime), streaming: streams}
 	for _, c := range config.Runtime.Containers() {
 		holdExisting(config.Images, c.Status())
 	}

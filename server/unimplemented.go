@@ -7,16 +7,12 @@ import "fmt"
 // compares the list with what the services define.
 func unimplemented() map[string]string {
 	const (
-		streaming  = "exec, attach and port-forward streams are not served yet; ExecSync is"
 		stats      = "statistics are not served yet"
 		listStream = "streamed lists are not served yet; the List RPC of the same objects is"
 		metrics    = "CRI metrics are not served yet"
 		checkpoint = "checkpoint and restore are not served yet"
 	)
 	rpcs := map[string]string{
-		"Exec":                    streaming,
-		"Attach":                  streaming,
-		"PortForward":             streaming,
 		"ContainerStats":          stats,
 		"ListContainerStats":      stats,
 		"StreamContainerStats":    stats,

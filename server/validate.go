@@ -16,6 +16,8 @@ const (
 	maxImageBytes = 4096
 	// maxSeconds keeps a time-out within time.Duration.
 	maxSeconds = 1 << 31
+	// maxPorts keeps two channels for each port of a PortForward within a byte.
+	maxPorts = 100
 )
 
 // invalid returns an error on one field of a request. The field is named as
@@ -69,15 +71,52 @@ func checkExec(req *runtimeapi.ExecSyncRequest) error {
 	if err := checkID("container_id", req.GetContainerId()); err != nil {
 		return err
 	}
-	if len(req.GetCmd()) == 0 || req.GetCmd()[0] == "" {
+	if err := checkCommand(req.GetCmd()); err != nil {
+		return err
+	}
+	return checkTimeout("timeout", req.GetTimeout())
+}
+
+func checkCommand(command []string) error {
+	if len(command) == 0 || command[0] == "" {
 		return invalid("cmd", "has no command")
 	}
-	for i, arg := range req.GetCmd() {
+	for i, arg := range command {
 		if strings.ContainsRune(arg, 0) {
 			return invalid(fmt.Sprintf("cmd[%d]", i), "holds a NUL byte")
 		}
 	}
-	return checkTimeout("timeout", req.GetTimeout())
+	return nil
+}
+
+// checkStreams checks what an Exec or Attach request asks for.
+func checkStreams(req interface {
+	GetStdin() bool
+	GetStdout() bool
+	GetStderr() bool
+	GetTty() bool
+},
+) error {
+	switch {
+	case req.GetTty() && req.GetStderr():
+		return invalid("stderr", "a terminal has one stream of output, stdout")
+	case !req.GetStdin() && !req.GetStdout() && !req.GetStderr():
+		return invalid("stdin", "none of stdin, stdout and stderr is set")
+	}
+	return nil
+}
+
+// checkPorts checks the ports of a PortForward request; none means any.
+func checkPorts(ports []int32) error {
+	if len(ports) > maxPorts {
+		return invalid("port", "%d ports, at most %d are possible", len(ports), maxPorts)
+	}
+	for i, port := range ports {
+		if port < 1 || port > 65535 {
+			return invalid(fmt.Sprintf("port[%d]", i), "%d is not between 1 and 65535", port)
+		}
+	}
+	return nil
 }
 
 // checkRunnable refuses an artifact where a container is to run from it.

@@ -4,6 +4,7 @@ import (
 	_ "embed" // the default configuration
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -38,6 +39,7 @@ type config struct {
 	Image        imageConfig   `toml:"image"`
 	Log          logConfig     `toml:"log"`
 	Metrics      metricsConfig `toml:"metrics"`
+	Streaming    streamConfig  `toml:"streaming"`
 }
 
 type networkConfig struct {
@@ -122,6 +124,16 @@ func (m metricsConfig) check() error {
 
 type logConfig struct {
 	LineBytes int `toml:"line_bytes"`
+}
+
+// streamConfig is where Exec, Attach and PortForward send their clients.
+type streamConfig struct {
+	Address         string   `toml:"address"`
+	Port            int      `toml:"port"`
+	TLSCertFile     string   `toml:"tls_cert_file"`
+	TLSKeyFile      string   `toml:"tls_key_file"`
+	IdleTimeout     duration `toml:"idle_timeout"`
+	CreationTimeout duration `toml:"creation_timeout"`
 }
 
 // duration is a time.Duration written as Go writes it: "1m30s". It is a
@@ -210,6 +222,7 @@ func (c *config) checkChoices() error {
 		{"log_level", c.LogLevel, 0, 10},
 		{"image.max_parallel_layers", c.Image.MaxParallelLayers, 1, 64},
 		{"log.line_bytes", c.Log.LineBytes, 256, 65536},
+		{"streaming.port", c.Streaming.Port, 0, 65535},
 	} {
 		if n.n < n.low || n.n > n.high {
 			return &keyError{n.key, fmt.Sprintf("%d is not between %d and %d", n.n, n.low, n.high)}
@@ -223,10 +236,32 @@ func (c *config) checkChoices() error {
 			return &keyError{p.key, "it is not SCHEME://[USER:PASSWORD@]HOST:PORT"}
 		}
 	}
-	if d := c.Image.NoProgressTimeout.Duration; d < time.Second {
-		return &keyError{"image.no_progress_timeout", fmt.Sprintf("%s is less than a second", d)}
+	for _, d := range []struct {
+		key string
+		d   duration
+	}{
+		{"image.no_progress_timeout", c.Image.NoProgressTimeout},
+		{"streaming.idle_timeout", c.Streaming.IdleTimeout},
+		{"streaming.creation_timeout", c.Streaming.CreationTimeout},
+	} {
+		if d.d.Duration < time.Second {
+			return &keyError{d.key, fmt.Sprintf("%s is less than a second", d.d)}
+		}
 	}
-	return nil
+	return c.Streaming.check()
+}
+
+func (s *streamConfig) check() error {
+	if _, err := netip.ParseAddr(s.Address); err != nil {
+		return &keyError{"streaming.address", fmt.Sprintf("%q is not an IP address", s.Address)}
+	}
+	if s.TLSCertFile == "" && s.TLSKeyFile == "" {
+		return nil
+	}
+	if err := checkPath("streaming.tls_cert_file", s.TLSCertFile); err != nil {
+		return err
+	}
+	return checkPath("streaming.tls_key_file", s.TLSKeyFile)
 }
 
 func checkPath(key, path string) error {

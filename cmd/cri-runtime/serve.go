@@ -160,6 +160,10 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
 		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
 		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
+		Streaming: server.StreamingConfig{
+			Address: c.Streaming.Address, Port: c.Streaming.Port, CertFile: c.Streaming.TLSCertFile, KeyFile: c.Streaming.TLSKeyFile,
+			IdleTimeout: c.Streaming.IdleTimeout.Duration, CreationTimeout: c.Streaming.CreationTimeout.Duration,
+		},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	})
 	if err != nil {
