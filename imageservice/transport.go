@@ -58,7 +58,7 @@ type transport struct {
 
 // route makes one request by the connections that it may use.
 func (t *transport) route(req *http.Request) (*http.Response, error) {
-	if req.URL.Host != t.host {
+	if scheme := req.URL.Scheme; plainHost(scheme, req.URL.Host) != plainHost(scheme, t.host) {
 		if proxy, err := t.base.Proxy(req); err == nil && proxy == nil {
 			return t.away.RoundTrip(req)
 		}
