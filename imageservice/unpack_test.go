@@ -142,7 +142,6 @@ func checkUsage(t *testing.T, dir string, record *layerRecord) {
 }
 
 func TestUnpackXattrs(t *testing.T) {
-
 	records := map[string]string{
 		"SCHILY.xattr.security.capability":      capability,
 		"SCHILY.xattr.user.x":                   "y",

@@ -36,7 +36,10 @@ type usage struct {
 }
 
 // daemon is a runtime with a socket.
-type daemon struct{ *harness.Runtime }
+type daemon struct {
+	*harness.Runtime
+	idle int64 // memory before the first image
+}
 
 func (d *daemon) name() string    { return d.Name }
 func (d *daemon) can(*image) bool { return true }
@@ -65,9 +68,14 @@ func (d *daemon) meter() (u usage, err error) {
 	if u.cpu, err = processorTime(d.PID()); err != nil {
 		return u, err
 	}
-	if u.memory, u.peak, err = resident(d.PID()); err != nil {
+	now, peak, err := resident(d.PID())
+	if err != nil {
 		return u, err
 	}
+	if d.idle == 0 {
+		d.idle = now
+	}
+	u.memory, u.peak = d.idle, peak // what a runtime keeps of an earlier pull is not idle's
 	u.disk, err = diskUse(filepath.Join(d.Dir, "root"))
 	return u, err
 }
