@@ -14,6 +14,7 @@ type CompileOptions struct {
 	Hierarchies []Hierarchy // v1: what a mount of type cgroup shows
 	Targets     []string    // destinations of spec.Mounts as they are in the image, its symlinks resolved; "": as written
 	FileSources []bool      // whether spec.Mounts[i].Source is no directory
+	Sources     []bool      // whether the source of spec.Mounts[i] is given as FileSource+i
 	LastCap     int         // number of the kernel's last capability, 0: as of Linux 5.9
 
 	Seccomp      []byte // compiled filter, empty: none
@@ -37,11 +38,13 @@ func (o *CompileOptions) fileSource(i int) bool {
 	return i < len(o.FileSources) && o.FileSources[i]
 }
 
+func (o *CompileOptions) givenSource(i int) bool { return i < len(o.Sources) && o.Sources[i] }
+
 // Compile turns a container's spec into the program that makes and runs it. It is
 // pure. The program wants FileRoot and FileMountNS, and FilePIDNS and
 // FileCgroup where they apply. ErrUnsupported names what the spec asks for in vain.
 func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
-	if err := checkSpec(spec); err != nil {
+	if err := checkSpec(spec, opts); err != nil {
 		return nil, err
 	}
 	caps, err := parseCapSets(spec.Process.Capabilities)
@@ -53,18 +56,32 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 	if opts.CgroupV2 {
 		b.p.cgroup = b.file(FileCgroup)
 	}
-	if ns, ok := namespace(spec, specs.PIDNamespace); ok && ns.Path == "" {
-		b.p.CloneFlags = unix.CLONE_NEWPID
-	} else if ok {
+	pid, ownPID := namespace(spec, specs.PIDNamespace)
+	user := userNamespace(spec)
+	switch {
+	case ownPID && pid.Path != "":
 		b.p.pidNS = b.file(FilePIDNS)
+	case ownPID && user == nil:
+		b.p.CloneFlags = unix.CLONE_NEWPID
 	}
-	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1}
-	m := &mounter{builder: b, spec: spec, opts: opts, root: root, dev: -1, pts: -1, master: -1, mask: -1}
+	sources := b.sources(spec, opts)
+	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: user}
+	m := &mounter{builder: b, spec: spec, opts: opts, root: root, dev: -1, pts: -1, master: -1, mask: -1, sources: sources, user: user}
 	c.resources()
 	c.labels()
-	c.namespaces(spec)
-	m.openSources()
-	m.attachRoot(mountNS)
+	c.joinNamespaces(spec.Linux.Namespaces)
+	if user == nil {
+		c.makeNamespaces(spec)
+		m.openSources()
+		c.leaveHost(mountNS)
+	} else {
+		m.openSources()
+		m.openDevices()
+		c.beforeUserNamespace()
+		c.enterUserNamespace(mountNS, ownPID && pid.Path == "")
+		c.makeNamespaces(spec)
+	}
+	m.moveTo("attach the root file system", m.root, cwd(), "/root")
 	m.mounts()
 	m.console()
 	m.sysctls()
@@ -101,11 +118,15 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 	if _, ok := namespace(spec, specs.PIDNamespace); ok {
 		b.p.pidNS = slotInit
 	}
-	c := &process{builder: b, proc: proc, opts: opts, pts: -1}
+	c := &process{builder: b, proc: proc, opts: opts, pts: -1, user: userNamespace(spec)}
 	c.resources()
 	c.labels()
-	b.call("enter the container's namespaces", unix.SYS_SETNS, slotArg(slotInit),
-		flags(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP, "CLONE_NEWNS|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_NEWCGROUP"))
+	enter := flags(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP, "CLONE_NEWNS|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_NEWCGROUP")
+	if c.user != nil {
+		c.beforeUserNamespace()
+		enter.value, enter.text = enter.value|unix.CLONE_NEWUSER, enter.text+"|CLONE_NEWUSER"
+	}
+	b.call("enter the container's namespaces", unix.SYS_SETNS, slotArg(slotInit), enter)
 	if terminal >= 0 {
 		c.execTerminal(terminal)
 	}
@@ -124,18 +145,21 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 // CompilePause returns the program of the reaper of a pod's shared PID namespace. It
 // sees nothing of the host: an empty file system, the pod's namespaces, no
 // privileges. FileMountNS is wanted.
-func CompilePause(namespaces []specs.LinuxNamespace, opts *CompileOptions) (*Program, error) {
+func CompilePause(l *specs.Linux, opts *CompileOptions) (*Program, error) {
 	b := newBuilder()
 	mountNS := b.file(FileMountNS)
-	proc := &specs.Process{
-		User:            specs.User{UID: 65535, GID: 65535},
-		NoNewPrivileges: true,
-	}
-	c := &process{builder: b, proc: proc, opts: opts, pts: -1}
+	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: 65535, GID: 65535}, NoNewPrivileges: true}, Linux: l}
+	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: userNamespace(spec)}
 	c.resources()
-	c.namespaces(&specs.Spec{Linux: &specs.Linux{Namespaces: namespaces}})
-	b.call("leave the host's mount namespace", unix.SYS_SETNS, slotArg(mountNS), flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
-	b.call("make the mount namespace", unix.SYS_UNSHARE, flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
+	c.joinNamespaces(l.Namespaces)
+	if c.user == nil {
+		c.leaveHost(mountNS)
+	} else {
+		if _, ok := hostID(l.UIDMappings, spec.Process.User.UID); !ok {
+			spec.Process.User = specs.User{} // root of the pod alone
+		}
+		c.enterUserNamespace(mountNS, true)
+	}
 	c.identity(capSets{})
 	c.capset("drop all capabilities", capSets{})
 	b.call("set no_new_privs", unix.SYS_PRCTL, flags(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), num(1), num(0), num(0), num(0))
@@ -153,23 +177,21 @@ func namespace(spec *specs.Spec, kind specs.LinuxNamespaceType) (specs.LinuxName
 	return specs.LinuxNamespace{}, false
 }
 
-// namespaces appends joining and making of namespaces, but for the mount and PID ones.
-func (c *process) namespaces(spec *specs.Spec) {
-	var fresh uint64
-	var shown string
-	for _, ns := range spec.Linux.Namespaces {
-		flag, ok := map[specs.LinuxNamespaceType]uint64{
-			specs.NetworkNamespace: unix.CLONE_NEWNET,
-			specs.IPCNamespace:     unix.CLONE_NEWIPC,
-			specs.UTSNamespace:     unix.CLONE_NEWUTS,
-			specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
-		}[ns.Type]
-		if !ok {
-			continue
-		}
-		if ns.Path == "" {
-			fresh |= flag
-			shown += "|" + string(ns.Type)
+func namespaceFlag(kind specs.LinuxNamespaceType) (uint64, bool) {
+	flag, ok := map[specs.LinuxNamespaceType]uint64{
+		specs.NetworkNamespace: unix.CLONE_NEWNET,
+		specs.IPCNamespace:     unix.CLONE_NEWIPC,
+		specs.UTSNamespace:     unix.CLONE_NEWUTS,
+		specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	}[kind]
+	return flag, ok
+}
+
+// joinNamespaces appends the joining of all but mount, PID and user namespaces.
+func (c *process) joinNamespaces(list []specs.LinuxNamespace) {
+	for _, ns := range list {
+		flag, ok := namespaceFlag(ns.Type)
+		if !ok || ns.Path == "" {
 			continue
 		}
 		f := c.slot()
@@ -177,6 +199,18 @@ func (c *process) namespaces(spec *specs.Spec) {
 		c.call(name+": open "+ns.Path, unix.SYS_OPENAT, cwd(), c.str(ns.Path), flags(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC")).to(f)
 		c.call(name, unix.SYS_SETNS, slotArg(f), flags(flag, string(ns.Type)))
 		c.close(name, f)
+	}
+}
+
+// makeNamespaces appends the making of all but mount, PID and user namespaces.
+func (c *process) makeNamespaces(spec *specs.Spec) {
+	var fresh uint64
+	var shown string
+	for _, ns := range spec.Linux.Namespaces {
+		if flag, ok := namespaceFlag(ns.Type); ok && ns.Path == "" {
+			fresh |= flag
+			shown += "|" + string(ns.Type)
+		}
 	}
 	if fresh != 0 {
 		c.call("make namespaces", unix.SYS_UNSHARE, flags(fresh, shown[1:]))
@@ -187,7 +221,7 @@ func (c *process) namespaces(spec *specs.Spec) {
 }
 
 // checkSpec refuses what no step exists for, so that nothing is left out silently.
-func checkSpec(spec *specs.Spec) error {
+func checkSpec(spec *specs.Spec, opts *CompileOptions) error {
 	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
 		return fmt.Errorf("spec: process, root and linux must be set: %w", ErrInvalid)
 	}
@@ -197,7 +231,6 @@ func checkSpec(spec *specs.Spec) error {
 		set   bool
 	}{
 		{"hooks", spec.Hooks != nil && len(spec.Hooks.Prestart)+len(spec.Hooks.CreateRuntime)+len(spec.Hooks.CreateContainer)+len(spec.Hooks.StartContainer)+len(spec.Hooks.Poststart)+len(spec.Hooks.Poststop) > 0}, //nolint:staticcheck // SA1019: prestart is deprecated, but bundles have it
-		{"linux.uidMappings", len(l.UIDMappings)+len(l.GIDMappings) > 0},
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.personality", l.Personality != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
@@ -212,10 +245,11 @@ func checkSpec(spec *specs.Spec) error {
 	if _, ok := namespace(spec, specs.MountNamespace); !ok {
 		return fmt.Errorf("spec: linux.namespaces without a mount namespace: %w", ErrUnsupported)
 	}
-	for _, kind := range []specs.LinuxNamespaceType{specs.UserNamespace, specs.TimeNamespace} {
-		if _, ok := namespace(spec, kind); ok {
-			return fmt.Errorf("spec: %s namespace: %w", kind, ErrUnsupported)
-		}
+	if _, ok := namespace(spec, specs.TimeNamespace); ok {
+		return fmt.Errorf("spec: time namespace: %w", ErrUnsupported)
 	}
-	return checkMounts(spec)
+	if err := checkUserNS(spec); err != nil {
+		return err
+	}
+	return checkMounts(spec, opts)
 }

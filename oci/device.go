@@ -91,8 +91,7 @@ func (c *Container) devices() ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, e
 			return nil, nil, notFound(field+".host_path", "there is no device at %q on the node", d.GetHostPath())
 		}
 		for _, node := range found {
-			rel := strings.TrimPrefix(strings.TrimPrefix(node.Path, path.Clean(d.GetHostPath())), "/")
-			node.Path = path.Join(path.Clean(d.GetContainerPath()), rel)
+			node.Path = devicePath(d, node.Path)
 			nodes = slices.DeleteFunc(nodes, func(n specs.LinuxDevice) bool { return n.Path == node.Path })
 			nodes = append(nodes, node)
 			if !privileged {

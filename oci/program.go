@@ -12,6 +12,7 @@ const (
 	opReady = 0x10002
 	opReap  = 0x10003
 	opClose = 0x10004
+	opClone = 0x10005
 )
 
 // Fixed slots of a launch program.
@@ -29,7 +30,8 @@ const (
 	headerSize   = 72
 	stepSize     = 80
 
-	flagKeep = 1
+	flagKeep  = 1
+	flagExact = 2
 )
 
 // File is a descriptor that a program wants from its caller.
@@ -42,6 +44,9 @@ const (
 	FilePIDNS                // the PID namespace that the child is born in
 	FileCgroup               // the directory of the cgroup (v2) that the child is born in
 	FileTerminal             // exec: a socket that the terminal's master is sent through
+	FileResume               // of namespaces' programs: the pipe that ends a halt
+	// FileSource and what follows are the sources of the mounts 0, 1, 2... as detached mounts.
+	FileSource File = 1 << 16
 )
 
 type argKind uint8

@@ -74,6 +74,12 @@ func (m *mounter) device(d *specs.LinuxDevice) {
 	if d.FileMode != nil {
 		mode = uint64(d.FileMode.Perm())
 	}
+	if at, ok := m.nodes[d.Path]; ok {
+		m.call(name+": make place", unix.SYS_MKNODAT, slotArg(m.dev), m.str(rel), flags(unix.S_IFREG|0o666, "S_IFREG|0666"), num(0))
+		m.moveTo(name+": attach", at, slotArg(m.dev), rel)
+		m.close(name, at)
+		return
+	}
 	kind, dev := uint64(unix.S_IFCHR), unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	switch d.Type {
 	case "b":

@@ -116,23 +116,27 @@ type mounter struct {
 	master  int // slot of the terminal's master
 	mask    int // slot of the file system that masks paths, -1: none
 	sources []int
+	user    *specs.Linux   // its mappings, nil without a user namespace
+	nodes   map[string]int // slots of the host's default devices, with a user namespace
 }
 
 // openSources appends the opening of all host paths, while the child is still in
 // the host's mount namespace. The clones are detached: no path of the host is
 // used afterwards, and a source shared with the host stays in its peer group.
 func (m *mounter) openSources() {
-	m.sources = make([]int, len(m.spec.Mounts))
 	for i := range m.spec.Mounts {
 		mnt := &m.spec.Mounts[i]
 		o := parseMountOptions(mnt)
-		m.sources[i] = -1
+		name := "mount " + mnt.Destination
+		if m.sources[i] >= 0 {
+			m.setattr(name, m.sources[i], &o)
+			continue
+		}
 		if !o.bind {
 			continue
 		}
 		s := m.slot()
 		m.sources[i] = s
-		name := "mount " + mnt.Destination
 		fl, text := uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC"
 		if o.recursive {
 			fl, text = fl|unix.AT_RECURSIVE, text+"|AT_RECURSIVE"
@@ -182,13 +186,24 @@ func (m *mounter) mountSetattr(name string, s int, all bool, attr [4]uint64, tex
 	m.call(name, unix.SYS_MOUNT_SETATTR, slotArg(s), m.str(""), flags(fl, ft), m.words("{"+text+"}", attr[:]...), num(len(attr)*8))
 }
 
-// attachRoot appends the step from the host's mount namespace to the
+// sources asks for the sources that are given; -1 stands for the others.
+func (b *builder) sources(spec *specs.Spec, opts *CompileOptions) []int {
+	slots := make([]int, len(spec.Mounts))
+	for i := range spec.Mounts {
+		slots[i] = -1
+		if opts.givenSource(i) {
+			slots[i] = b.file(FileSource + File(i))
+		}
+	}
+	return slots
+}
+
+// leaveHost appends the step from the host's mount namespace to the
 // container's: a copy of an empty one, so that its cost doesn't grow with the
-// mounts of the host, with the root file system attached.
-func (m *mounter) attachRoot(mountNS int) {
-	m.call("leave the host's mount namespace", unix.SYS_SETNS, slotArg(mountNS), flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
-	m.call("make the mount namespace", unix.SYS_UNSHARE, flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
-	m.moveTo("attach the root file system", m.root, cwd(), "/root")
+// mounts of the host.
+func (b *builder) leaveHost(mountNS int) {
+	b.call("leave the host's mount namespace", unix.SYS_SETNS, slotArg(mountNS), flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
+	b.call("make the mount namespace", unix.SYS_UNSHARE, flags(unix.CLONE_NEWNS, "CLONE_NEWNS"))
 }
 
 func (m *mounter) moveTo(name string, s int, dir Arg, p string) {
@@ -349,9 +364,16 @@ func (m *mounter) maskPaths() {
 	}
 	mask := m.filesystem("mask", &specs.Mount{Type: "tmpfs"}, mountOptions{set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, shown: []string{"nosuid", "noexec"}, data: []string{"mode=755", "size=0", "nr_inodes=4"}})
 	m.call("mask: make directory", unix.SYS_MKDIRAT, slotArg(mask), m.str("d"), flags(0o555, "0555"))
-	m.call("mask: make null device", unix.SYS_MKNODAT, slotArg(mask), m.str("f"), flags(unix.S_IFCHR|0o666, "S_IFCHR|0666"), num(unix.Mkdev(1, 3)))
+	if m.user == nil {
+		m.call("mask: make null device", unix.SYS_MKNODAT, slotArg(mask), m.str("f"), flags(unix.S_IFCHR|0o666, "S_IFCHR|0666"), num(unix.Mkdev(1, 3)))
+	} else {
+		m.call("mask: make place for null device", unix.SYS_MKNODAT, slotArg(mask), m.str("f"), flags(unix.S_IFREG|0o444, "S_IFREG|0444"), num(0))
+	}
 	m.mountSetattr("mask: make read-only", mask, false, [4]uint64{unix.MOUNT_ATTR_RDONLY}, "ro")
 	m.moveTo("mask: attach", mask, cwd(), "/mask")
+	if m.user != nil {
+		m.moveTo("mask: attach null device", m.nodes[maskNode], slotArg(mask), "f")
+	}
 	for _, p := range m.spec.Linux.MaskedPaths {
 		name := "mask " + p
 		t, s := m.slot(), m.slot()
@@ -401,14 +423,14 @@ func (m *mounter) enterRoot() {
 }
 
 // checkMounts refuses what the mount steps can't do.
-func checkMounts(spec *specs.Spec) error {
+func checkMounts(spec *specs.Spec, opts *CompileOptions) error {
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]
 		if !path.IsAbs(m.Destination) {
 			return fmt.Errorf("mounts[%d].destination %q is not absolute: %w", i, m.Destination, ErrInvalid)
 		}
-		if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-			return fmt.Errorf("mounts[%d].uidMappings: id-mapped mounts: %w", i, ErrUnsupported)
+		if len(m.UIDMappings)+len(m.GIDMappings) > 0 && !opts.givenSource(i) {
+			return fmt.Errorf("mounts[%d].uidMappings: the source is not given as an id-mapped mount: %w", i, ErrInvalid)
 		}
 	}
 	return nil

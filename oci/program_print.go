@@ -43,8 +43,13 @@ func (f File) String() string {
 		return "PID namespace"
 	case FileCgroup:
 		return "cgroup"
+	case FileResume:
+		return "pipe that ends a halt"
 	case FileTerminal:
 		return "socket for the terminal"
+	}
+	if f >= FileSource {
+		return fmt.Sprintf("source of mount %d", f-FileSource)
 	}
 	return "unknown"
 }
@@ -105,8 +110,8 @@ func syscallName(nr uint32) string {
 		unix.SYS_KEYCTL: "keyctl", unix.SYS_PRLIMIT64: "prlimit64", unix.SYS_PRCTL: "prctl", unix.SYS_SETGROUPS: "setgroups",
 		unix.SYS_SETRESGID: "setresgid", unix.SYS_SETRESUID: "setresuid", unix.SYS_CAPSET: "capset", unix.SYS_SECCOMP: "seccomp",
 		unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_EXECVE: "execve",
-		unix.SYS_SETHOSTNAME: "sethostname", unix.SYS_SENDMSG: "sendmsg",
-		opJump: "JUMP", opFail: "FAIL", opReady: "READY", opReap: "REAP", opClose: "CLOSE",
+		unix.SYS_SETHOSTNAME: "sethostname", unix.SYS_READ: "read", unix.SYS_SENDMSG: "sendmsg",
+		opJump: "JUMP", opFail: "FAIL", opReady: "READY", opReap: "REAP", opClose: "CLOSE", opClone: "CLONE",
 	}
 	if n, ok := names[nr]; ok {
 		return n

@@ -17,7 +17,8 @@ type process struct {
 	*builder
 	proc *specs.Process
 	opts *CompileOptions
-	pts  int // slot of the terminal's slave, -1: the slots 0 to 2 are the standard streams
+	pts  int          // slot of the terminal's slave, -1: the slots 0 to 2 are the standard streams
+	user *specs.Linux // its mappings, nil without a user namespace
 }
 
 // labels appends what LSMs want to know; the host's /proc is needed for it.
@@ -55,7 +56,7 @@ func (c *process) streams() {
 	if c.pts >= 0 {
 		c.call("make the terminal the controlling one", unix.SYS_IOCTL, num(0), flags(unix.TIOCSCTTY, "TIOCSCTTY"), num(0))
 	}
-	if u := c.proc.User; u.UID != 0 {
+	if u := c.proc.User; u.UID != 0 && (c.user == nil || c.pts >= 0) {
 		for fd := range 3 {
 			// /dev/stdout can then be opened anew by the user; sockets and closed pipes may refuse.
 			c.call("own the standard streams", unix.SYS_FCHOWN, num(fd), num(u.UID), num(-1)).allow(0, unix.EINVAL, unix.EPERM, unix.EROFS)

@@ -38,6 +38,7 @@ type Container struct {
 // says NODE, the host's.
 type Namespaces struct {
 	Net, IPC, UTS string
+	User          string // the pod's, which owns the others
 	// PID is the pod's shared PID namespace, or with mode TARGET that of the
 	// other container. It is required for both.
 	PID string
@@ -93,6 +94,13 @@ func ContainerSpec(c *Container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.checkUser(); err != nil {
+		return nil, err
+	}
+	uids, gids, err := UserMappings(c.Pod)
+	if err != nil {
+		return nil, err
+	}
 	masked, readonly := c.hiddenPaths()
 	labels := c.labels()
 	process.SelinuxLabel = labels.Process
@@ -107,6 +115,8 @@ func ContainerSpec(c *Container) (*specs.Spec, error) {
 			Resources:         resources,
 			CgroupsPath:       c.Cgroup,
 			Namespaces:        namespaces,
+			UIDMappings:       uids,
+			GIDMappings:       gids,
 			Devices:           devices,
 			Seccomp:           seccomp,
 			RootfsPropagation: propagation,

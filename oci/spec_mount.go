@@ -1,8 +1,6 @@
 package oci
 
 import (
-	"fmt"
-	"math"
 	"path"
 	"slices"
 	"strings"
@@ -79,11 +77,11 @@ func (c *Container) mounts() ([]specs.Mount, string, error) {
 			propagation = "rslave"
 		}
 	}
-	all := slices.DeleteFunc(c.defaultMounts(), func(d specs.Mount) bool {
+	all := slices.DeleteFunc(c.forUserNamespace(c.defaultMounts()), func(d specs.Mount) bool {
 		return slices.ContainsFunc(volumes, func(v specs.Mount) bool { return replaces(&v, d.Destination) })
 	})
 	all = append(all, volumes...)
-	slices.SortStableFunc(all, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
+	SortMounts(all)
 	return all, propagation, nil
 }
 
@@ -95,8 +93,6 @@ func replaces(v *specs.Mount, destination string) bool {
 	}
 	return strings.HasPrefix(destination, v.Destination+"/") && slices.Contains(v.Options, "rshared")
 }
-
-func depth(p string) int { return strings.Count(p, "/") }
 
 // volumeMount translates one CRI mount.
 //
@@ -124,11 +120,11 @@ func volumeMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	uids, err := mountMappings(field+".uidMappings", m.GetUidMappings())
+	uids, err := idMappings(field+".uidMappings", m.GetUidMappings())
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	gids, err := mountMappings(field+".gidMappings", m.GetGidMappings())
+	gids, err := idMappings(field+".gidMappings", m.GetGidMappings())
 	if err != nil {
 		return specs.Mount{}, err
 	}
@@ -192,18 +188,6 @@ func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
 		}
 	}
 	return options, nil
-}
-
-func mountMappings(field string, list []*runtimeapi.IDMapping) ([]specs.LinuxIDMapping, error) {
-	var out []specs.LinuxIDMapping
-	for i, m := range list {
-		host, inside, n := uint64(m.GetHostId()), uint64(m.GetContainerId()), uint64(m.GetLength())
-		if n == 0 || host+n > math.MaxUint32 || inside+n > math.MaxUint32 {
-			return nil, invalid(index(field, i), "%s is not a range of ids", fmt.Sprintf("%d ids from %d to %d", n, inside, host))
-		}
-		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
-	}
-	return out, nil
 }
 
 // Relabels lists the host paths whose SELinux labels are to be changed to

@@ -31,6 +31,12 @@ func PIDMode(pod *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfi
 func (c *Container) namespaces() ([]specs.LinuxNamespace, error) {
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	pod := c.podNamespaceOptions()
+	if c.userNamespace() {
+		if c.Namespaces.User == "" {
+			return nil, invalid(securityField+".namespace_options.userns_options", "the pod sandbox has no user namespace")
+		}
+		out = append(out, specs.LinuxNamespace{Type: specs.UserNamespace, Path: c.Namespaces.User})
+	}
 	if pod.GetIpc() != runtimeapi.NamespaceMode_NODE {
 		out = append(out, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: c.Namespaces.IPC})
 	}

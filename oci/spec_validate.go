@@ -213,7 +213,8 @@ func checkSandboxNamespaces(ns *runtimeapi.NamespaceOption) error {
 		checkPodNamespace(field+".network", ns.GetNetwork()),
 		checkPodNamespace(field+".ipc", ns.GetIpc()),
 		checkMode(field+".pid", ns.GetPid()),
-		checkUserNamespace(field+".userns_options", ns.GetUsernsOptions()))
+		checkUserNamespace(field+".userns_options", ns.GetUsernsOptions()),
+		checkBesideUserNamespace(field, ns))
 }
 
 func checkMode(field string, mode runtimeapi.NamespaceMode) error {
@@ -235,8 +236,6 @@ func checkPodNamespace(field string, mode runtimeapi.NamespaceMode) error {
 	return checkMode(field, mode)
 }
 
-// checkUserNamespace refuses a user namespace rather than ignore the request for
-// one: the container would be root on the host.
 func checkUserNamespace(field string, ns *runtimeapi.UserNamespace) error {
 	if ns == nil {
 		return nil
@@ -245,7 +244,7 @@ func checkUserNamespace(field string, ns *runtimeapi.UserNamespace) error {
 	case runtimeapi.NamespaceMode_NODE:
 		return nil
 	case runtimeapi.NamespaceMode_POD:
-		return unsupported(field, "user namespaces are not supported yet; set hostUsers: true")
+		return firstError(checkMappings(field+".uids", ns.GetUids()), checkMappings(field+".gids", ns.GetGids()))
 	case runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET:
 		return invalid(field+".mode", "%s is not possible; use POD or NODE", ns.GetMode())
 	}

@@ -177,6 +177,14 @@ func checkContainerNamespaces(ns, pod *runtimeapi.NamespaceOption) error {
 	); err != nil {
 		return err
 	}
+	if ns.GetUsernsOptions() != nil && !sameUserNamespace(ns.GetUsernsOptions(), pod.GetUsernsOptions()) {
+		return invalid(field+".userns_options", "differ from those of the pod sandbox, to which the user namespace belongs")
+	}
+	if PodHasUserNamespace(pod) && ns != nil {
+		if err := checkBesideUserNamespace(field, &runtimeapi.NamespaceOption{Pid: ns.GetPid(), Ipc: ns.GetIpc(), UsernsOptions: pod.GetUsernsOptions()}); err != nil {
+			return err
+		}
+	}
 	node := runtimeapi.NamespaceMode_NODE
 	if ns.GetNetwork() == node && pod.GetNetwork() != node {
 		return invalid(field+".network", "is NODE, but the pod sandbox has a network of its own")
