@@ -57,7 +57,7 @@ func (c *process) streams() {
 		c.call("make the terminal the controlling one", unix.SYS_IOCTL, num(0), flags(unix.TIOCSCTTY, "TIOCSCTTY"), num(0))
 	}
 	if u := c.proc.User; u.UID != 0 && (c.user == nil || c.pts >= 0) {
-		for fd := range 3 {
+		for _, fd := range c.ownStreams() {
 			// /dev/stdout can then be opened anew by the user; sockets and closed pipes may refuse.
 			c.call("own the standard streams", unix.SYS_FCHOWN, num(fd), num(u.UID), num(-1)).allow(0, unix.EINVAL, unix.EPERM, unix.EROFS)
 		}
@@ -65,6 +65,17 @@ func (c *process) streams() {
 	// An own empty session keyring: keys of the host's session stay out of reach.
 	c.call("make session keyring", unix.SYS_KEYCTL, flags(unix.KEYCTL_JOIN_SESSION_KEYRING, "KEYCTL_JOIN_SESSION_KEYRING"), null()).
 		allow(0, unix.ENOSYS, unix.EPERM, unix.EACCES)
+}
+
+// ownStreams are the standard streams that may be given to the process's user.
+func (c *process) ownStreams() []int {
+	var fds []int
+	for fd := range 3 {
+		if c.pts >= 0 || c.opts.Own[fd] {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
 }
 
 // workDir appends the change to the working directory, looked up below the root without

@@ -17,7 +17,7 @@ import (
 
 // testOptions are those of a host with cgroup v1 or v2, the same everywhere.
 func testOptions(v2 bool) *CompileOptions {
-	o := &CompileOptions{LastCap: 40, Seccomp: make([]byte, 8*3)}
+	o := &CompileOptions{LastCap: 40, Own: [3]bool{true, true, true}, Seccomp: make([]byte, 8*3)}
 	if v2 {
 		o.CgroupV2 = true
 		return o
@@ -48,12 +48,15 @@ func readSpec(t testing.TB, path string) *specs.Spec {
 	return spec
 }
 
-// withoutMappings takes away what Compile refuses.
-func withoutMappings(s *specs.Spec) *specs.Spec {
-	for i := range s.Mounts {
-		s.Mounts[i].UIDMappings, s.Mounts[i].GIDMappings = nil, nil
+// compileSpec compiles the spec of a golden file.
+func compileSpec(t testing.TB, spec *specs.Spec, o *CompileOptions) *Program {
+	t.Helper()
+	o.Sources = GivenSources(spec)
+	p, err := Compile(spec, o)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return s
+	return p
 }
 
 // minimalSpec is the least that Compile takes.
@@ -82,6 +85,9 @@ func TestCompileGolden(t *testing.T) {
 		{"host-namespaces", true},
 		{"device", false},
 		{"selinux", true},
+		{"userns", false},
+		{"userns", true},
+		{"userns-host-network", false},
 	} {
 		name := c.spec + map[bool]string{false: ".v1", true: ".v2"}[c.v2]
 		t.Run(name, func(t *testing.T) {
@@ -89,10 +95,7 @@ func TestCompileGolden(t *testing.T) {
 			if _, err := os.Stat(path); err != nil {
 				t.Fatal(err)
 			}
-			p, err := Compile(withoutMappings(readSpec(t, path)), testOptions(c.v2))
-			if err != nil {
-				t.Fatal(err)
-			}
+			p := compileSpec(t, readSpec(t, path), testOptions(c.v2))
 			var got bytes.Buffer
 			if err := p.Print(&got); err != nil {
 				t.Fatal(err)
@@ -197,10 +200,7 @@ func TestSlotsAreSet(t *testing.T) {
 		if spec == nil {
 			continue
 		}
-		p, err := Compile(withoutMappings(spec), testOptions(false))
-		if err != nil {
-			t.Fatal(path, err)
-		}
+		p := compileSpec(t, spec, testOptions(false))
 		set := map[uint64]bool{slotStdin: true, slotStdout: true, slotStderr: true}
 		for i := range p.Files {
 			set[uint64(slotFiles+i)] = true
@@ -231,7 +231,29 @@ func TestCompileRefuses(t *testing.T) {
 		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_X"} }, ErrInvalid, "CAP_X"},
 		"rlimit":     {func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, ErrInvalid, "RLIMIT_X"},
 		"relative":   {func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "x", Type: "tmpfs"}} }, ErrInvalid, "mounts[0]"},
-		"id map":     {func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{}} }, ErrUnsupported, "uidMappings"},
+		"id map":     {func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{}} }, ErrInvalid, "uidMappings"},
+		"new user namespace": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		}, ErrUnsupported, "without a path"},
+		"unmapped user": {func(s *specs.Spec) {
+			userSpec(s)
+			s.Process.User.UID = 10
+		}, ErrInvalid, "user 10"},
+		"unmapped group": {func(s *specs.Spec) {
+			userSpec(s)
+			s.Process.User.AdditionalGids = []uint32{7, 10}
+		}, ErrInvalid, "group 10"},
+		"device in user namespace": {func(s *specs.Spec) {
+			userSpec(s)
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x"}}
+		}, ErrUnsupported, "bind mounts"},
+		"user namespace, host PIDs": {func(s *specs.Spec) {
+			userSpec(s)
+			s.Linux.Namespaces = s.Linux.Namespaces[:2]
+		}, ErrUnsupported, "PID namespace"},
+		"mapped mount": {func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/x", UIDMappings: []specs.LinuxIDMapping{{}}}}
+		}, ErrInvalid, "uidMappings"},
 		"time": {func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 		}, ErrUnsupported, "time"},
@@ -249,6 +271,12 @@ func TestCompileRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+func userSpec(s *specs.Spec) {
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/u"}, specs.LinuxNamespace{Type: specs.PIDNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1000, Size: 10}}
+	s.Linux.GIDMappings = s.Linux.UIDMappings
 }
 
 func devSpec(s *specs.Spec, path string) {

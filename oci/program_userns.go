@@ -93,7 +93,7 @@ func (m *mounter) openDevices() {
 // in the user namespace: giving away its streams and raising its limits.
 func (c *process) beforeUserNamespace() {
 	if uid, ok := hostID(c.user.UIDMappings, c.proc.User.UID); ok && !c.proc.Terminal {
-		for fd := range 3 {
+		for _, fd := range c.ownStreams() {
 			c.call("own the standard streams", unix.SYS_FCHOWN, slotArg(fd), num(uid), num(-1)).allow(0, unix.EINVAL, unix.EPERM, unix.EROFS, unix.EBADF)
 		}
 	}

@@ -103,7 +103,7 @@ func volumeMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 		return specs.Mount{}, invalid(field, "is empty")
 	}
 	if m.GetImage() != nil || m.GetImageSubPath() != "" {
-		return specs.Mount{}, unsupported(field+".image", "image volumes are not supported yet")
+		return imageMount(field, m)
 	}
 	source, err := absolutePath(field+".host_path", m.GetHostPath())
 	if err != nil {
@@ -132,6 +132,72 @@ func volumeMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 		Destination: target, Source: source, Type: "bind", Options: options,
 		UIDMappings: uids, GIDMappings: gids,
 	}, nil
+}
+
+const imagePrefix = "image:"
+
+// imageMount translates the mount of an image, which is always read-only. Its source is
+// not a path: ImageSource reads it.
+func imageMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
+	ref := m.GetImage().GetImage()
+	switch {
+	case ref == "":
+		return specs.Mount{}, invalid(field+".image.image", "is missing")
+	case m.GetHostPath() != "":
+		return specs.Mount{}, invalid(field+".host_path", "is set beside image, only one of them is possible")
+	case m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return specs.Mount{}, invalid(field+".propagation", "must be PRIVATE, it is an image that is mounted")
+	case strings.Contains(ref, "//"):
+		return specs.Mount{}, invalid(field+".image.image", "%.300q is no image", ref)
+	}
+	target, err := absolutePath(field+".container_path", m.GetContainerPath())
+	if err == nil {
+		err = firstError(checkText(field+".image.image", ref, maxPathBytes), checkTarget(field+".container_path", "", target))
+	}
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	sub := ""
+	if m.GetImageSubPath() != "" {
+		if sub, err = absolutePath(field+".image_sub_path", "/"+m.GetImageSubPath()); err != nil {
+			return specs.Mount{}, err
+		}
+	}
+	options, err := volumeOptions(field, m)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	options = slices.DeleteFunc(options, func(o string) bool { return o == "rbind" || o == "ro" || o == "rro" })
+	for _, o := range []string{"nodev", "nosuid"} {
+		if !slices.Contains(options, o) {
+			options = append(options, o)
+		}
+	}
+	return specs.Mount{
+		Destination: target, Type: "bind", Source: imagePrefix + ref + "//" + strings.TrimPrefix(sub, "/"),
+		Options: append([]string{"bind", "ro"}, options...),
+	}, nil
+}
+
+// ImageSource returns which image, and which path in it, a mount's source stands for.
+func ImageSource(m *specs.Mount) (ref, subPath string, ok bool) {
+	rest, ok := strings.CutPrefix(m.Source, imagePrefix)
+	if !ok || m.Type != "bind" {
+		return "", "", false
+	}
+	return strings.Cut(rest, "//")
+}
+
+// GivenSources tells which mounts need a source that the daemon prepares: images, and those
+// with mapped ids.
+func GivenSources(spec *specs.Spec) []bool {
+	given := make([]bool, len(spec.Mounts))
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		_, _, image := ImageSource(m)
+		given[i] = image || len(m.UIDMappings)+len(m.GIDMappings) > 0
+	}
+	return given
 }
 
 // checkTarget refuses to cover the root and to put anything but procfs itself

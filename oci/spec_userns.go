@@ -164,7 +164,13 @@ func BindDevices(spec *specs.Spec, hostPaths map[string]string) error {
 		})
 	}
 	spec.Linux.Devices = nil
-	SortMounts(spec.Mounts)
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		if at := slices.Index(m.Options, "idmap"); at >= 0 { // CDI's word for the ids of the container
+			m.Options = slices.Delete(slices.Clone(m.Options), at, at+1)
+			m.UIDMappings, m.GIDMappings = spec.Linux.UIDMappings, spec.Linux.GIDMappings
+		}
+	}
 	return nil
 }
 

@@ -34,8 +34,10 @@ func ValidateContainer(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSa
 	); err != nil {
 		return err
 	}
-	if len(config.GetCDIDevices()) > 0 {
-		return unsupported("config.CDI_devices", "CDI devices are not supported yet")
+	for i, d := range config.GetCDIDevices() {
+		if err := checkText(index("config.CDI_devices", i)+".name", d.GetName(), maxNameBytes); err != nil {
+			return err
+		}
 	}
 	if _, ok := runtimeapi.Signal_name[int32(config.GetStopSignal())]; !ok {
 		return invalid("config.stop_signal", "%d is unknown", config.GetStopSignal())

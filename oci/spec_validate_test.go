@@ -55,7 +55,19 @@ func TestValidateSandbox(t *testing.T) {
 		{"overhead", func(c *config) { linux(c).Overhead = &runtimeapi.LinuxContainerResources{CpuShares: -1} }, "config.linux.overhead.cpu_shares", ErrInvalid},
 		{"group without user", func(c *config) { sec(c).RunAsGroup = int64Value(1) }, "config.linux.security_context.run_as_group", ErrInvalid},
 		{"uid", func(c *config) { sec(c).RunAsUser = int64Value(-5) }, "config.linux.security_context.run_as_user", ErrInvalid},
-		{"user namespace", func(c *config) { sec(c).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{} }, "config.linux.security_context.namespace_options.userns_options", ErrUnsupported},
+		{"user namespace without mappings", func(c *config) { sec(c).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{} }, "config.linux.security_context.namespace_options.userns_options.uids", ErrInvalid},
+		{"user namespace without id 0", func(c *config) { userNS(c, 1, 100000, 10) }, "config.linux.security_context.namespace_options.userns_options.uids", ErrInvalid},
+		{"user namespace, overlap inside", func(c *config) { userNS(c, 0, 100000, 10, 9, 200000, 10) }, "config.linux.security_context.namespace_options.userns_options.uids", ErrInvalid},
+		{"user namespace, overlap outside", func(c *config) { userNS(c, 0, 100000, 10, 10, 100005, 10) }, "config.linux.security_context.namespace_options.userns_options.uids", ErrInvalid},
+		{"user namespace, too far", func(c *config) { userNS(c, 0, 4294967290, 10) }, "config.linux.security_context.namespace_options.userns_options.uids[0]", ErrInvalid},
+		{"user namespace, host PIDs", func(c *config) {
+			userNS(c, 0, 100000, 10)
+			sec(c).NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
+		}, "config.linux.security_context.namespace_options.pid", ErrInvalid},
+		{"user namespace, host IPC", func(c *config) {
+			userNS(c, 0, 100000, 10)
+			sec(c).NamespaceOptions.Ipc = runtimeapi.NamespaceMode_NODE
+		}, "config.linux.security_context.namespace_options.ipc", ErrInvalid},
 		{"user namespace of a container", func(c *config) {
 			sec(c).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_CONTAINER}
 		}, "config.linux.security_context.namespace_options.userns_options.mode", ErrInvalid},
@@ -195,4 +207,14 @@ func FuzzContainerSpec(f *testing.F) {
 			}
 		}
 	})
+}
+
+// userNS gives the pod a user namespace with mappings inside, outside, length each.
+func userNS(c *runtimeapi.PodSandboxConfig, m ...uint32) {
+	ns := &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
+	for ; len(m) > 0; m = m[3:] {
+		ns.Uids = append(ns.Uids, &runtimeapi.IDMapping{ContainerId: m[0], HostId: m[1], Length: m[2]})
+	}
+	ns.Gids = ns.Uids
+	c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = ns
 }

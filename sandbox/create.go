@@ -69,6 +69,9 @@ type launch struct {
 	config  *runtimeapi.ContainerConfig
 	image   *Image
 	rootfs  *os.File
+	userNS  *os.File // the pod's, nil: the host's
+	ids     idMap
+	sources []*os.File // of the mounts whose source is prepared here
 	spec    *specs.Spec
 	user    oci.User
 	options oci.CompileOptions
@@ -108,10 +111,10 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		}
 	}()
 	f.enter("mount the root file system")
-	if l.rootfs, err = c.store.overlay(c.root(), append(slices.Clone(image.Layers), c.store.root("skeleton"))); err != nil {
+	if err := l.mountRootfs(); err != nil {
 		return err
 	}
-	defer l.rootfs.Close()
+	defer l.close()
 	f.enter("make the spec")
 	if err := l.makeSpec(ctx); err != nil {
 		return err
@@ -137,6 +140,34 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	return nil
 }
 
+// mountRootfs makes the root file system, in a pod with a user namespace with ids of that.
+func (l *launch) mountRootfs() (err error) {
+	layers := append(slices.Clone(l.image.Layers), l.store.root("skeleton"))
+	if !l.box.ownUser() {
+		l.rootfs, err = l.store.overlay(l.root(), layers)
+		return err
+	}
+	if l.ids, err = l.box.ids(); err != nil {
+		return err
+	}
+	if l.userNS, err = os.Open(l.box.state("ns", "user")); err != nil {
+		return fmt.Errorf("open the pod's user namespace: %w", err)
+	}
+	if l.rootfs, err = l.store.mappedOverlay(l.root(), layers, l.userNS, l.ids.root()); err != nil {
+		return errors.Join(err, l.userNS.Close())
+	}
+	return nil
+}
+
+// close closes what only the making of the container needs.
+func (l *launch) close() {
+	for _, f := range append(l.sources, l.rootfs, l.userNS) {
+		if f != nil {
+			_ = f.Close() // nothing was written
+		}
+	}
+}
+
 func (l *launch) writeRecord() error {
 	for _, dir := range []string{l.root(), l.state()} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -157,7 +188,7 @@ func (l *launch) writeRecord() error {
 	}
 	l.record = containerRecord{
 		ID: l.id, SandboxID: l.box.id, CreatedAt: time.Now().UnixNano(),
-		Config: config, ImageID: l.image.ID, StopSignal: signal, LogPath: log,
+		Config: config, ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
 		Cgroup: l.store.containerCgroup(l.box.record.Cgroup, l.id),
 	}
 	return writeRecord(l.root("container.json"), &l.record, false)
@@ -211,6 +242,15 @@ func (l *launch) makeSpec(ctx context.Context) (err error) {
 	if l.spec, err = oci.ContainerSpec(in); err != nil {
 		return err
 	}
+	if err := l.store.injectDevices(l.spec, l.config); err != nil {
+		return err
+	}
+	if l.userNS != nil {
+		if err := oci.BindDevices(l.spec, oci.DevicePaths(in)); err != nil {
+			return err
+		}
+	}
+	oci.SortMounts(l.spec.Mounts)
 	// Which profile that is depends on the capabilities just found.
 	if err := l.store.confine(l.spec, kind, profile); err != nil {
 		return err
@@ -227,6 +267,9 @@ func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
 	var n oci.Namespaces
 	if l.box.ownNetwork(pod) {
 		n.Net, n.UTS = l.box.state("ns", "net"), l.box.state("ns", "uts")
+	}
+	if l.box.ownUser() {
+		n.User = l.box.state("ns", "user")
 	}
 	if l.box.ownIPC(pod) {
 		n.IPC = l.box.state("ns", "ipc")
@@ -263,11 +306,14 @@ func (l *launch) prepare() error {
 
 func (l *launch) prepareImage() (err error) {
 	o := &l.options
-	if o.Targets, o.FileSources, err = mountPoints(l.rootfs, l.spec); err != nil {
+	if err := l.openSources(); err != nil {
+		return err
+	}
+	if o.Targets, o.FileSources, err = mountPoints(l.rootfs, l.spec, l.sources, l.ids.root()); err != nil {
 		return err
 	}
 	if cwd := l.spec.Process.Cwd; !covered(cwd, o.Targets) {
-		if _, err := makeInRoot(int(l.rootfs.Fd()), cwd, false); err != nil {
+		if _, err := makeInRoot(int(l.rootfs.Fd()), cwd, false, l.ids.root()); err != nil {
 			return fmt.Errorf("make working directory: %w", err)
 		}
 	}
@@ -288,6 +334,7 @@ func (l *launch) writeBundle() error {
 // launch starts the monitor; it returns once the child waits for Start.
 func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
 	o := &l.options
+	o.Own = [3]bool{l.config.GetStdin(), true, true}
 	if err := l.store.compileOptions(o, l.cgroup, l.spec.Linux.Seccomp); err != nil {
 		return nil, err
 	}
@@ -325,12 +372,18 @@ func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File,
 		case oci.FileRoot:
 			files = append(files, l.rootfs)
 		case oci.FileMountNS:
-			files = append(files, l.store.emptyNS)
+			ns := l.store.emptyNS
+			if l.userNS != nil {
+				ns = l.store.userNS
+			}
+			files = append(files, ns)
 		case oci.FilePIDNS:
 			files = append(files, open.file(pidNamespace(l.spec)))
 		case oci.FileCgroup:
 			files = append(files, open.keep(l.cgroup.Dir()))
-		case oci.FileTerminal: // of execs only
+		case oci.FileTerminal, oci.FileResume: // of other programs
+		default:
+			files = append(files, l.sources[kind-oci.FileSource])
 		}
 	}
 	return files, open.err
@@ -351,7 +404,7 @@ func (l *launch) publish(m *conmon.Monitor) {
 	c.monitor = m
 	c.keepForExec(l.spec, l.options.Seccomp, l.options.SeccompFlags)
 	c.status.Store(&ContainerStatus{
-		ID: c.id, SandboxID: c.box.id, Config: l.config, ImageID: l.image.ID,
+		ID: c.id, SandboxID: c.box.id, Config: l.config, ImageID: l.image.ID, VolumeImages: c.record.VolumeImages,
 		State: stateCreated, CreatedAt: c.record.CreatedAt,
 		LogPath: c.record.LogPath, PID: m.PID(), StopSignal: c.record.StopSignal,
 		User: l.user.CRI(), Resources: &runtimeapi.ContainerResources{Linux: l.config.GetLinux().GetResources()},

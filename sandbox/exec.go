@@ -185,6 +185,9 @@ func (c *Container) execProgram(command *execCommand, open *fileList) (*oci.Prog
 	}
 	o := oci.CompileOptions{TaskFiles: command.cgroup.JoinPaths(), CgroupV2: c.store.cgroups.V2(), LastCap: c.store.lastCap()}
 	o.Seccomp, o.SeccompFlags = c.filter.Instructions, c.filter.Flags
+	for fd, f := range command.stdio {
+		o.Own[fd] = f != nil
+	}
 	process := oci.ExecProcess(spec, command.args, command.terminal != nil)
 	process.ConsoleSize = command.size
 	program, err := oci.CompileExec(spec, process, &o)
@@ -198,7 +201,7 @@ func (c *Container) execProgram(command *execCommand, open *fileList) (*oci.Prog
 			files = append(files, open.keep(command.cgroup.Dir()))
 		case oci.FileTerminal:
 			files = append(files, command.terminal)
-		case oci.FileRoot, oci.FileMountNS, oci.FilePIDNS: // a running container has them
+		case oci.FileRoot, oci.FileMountNS, oci.FilePIDNS, oci.FileResume, oci.FileSource: // a running container has them
 		}
 	}
 	return program, files, open.err
@@ -236,7 +239,9 @@ func (c *Container) execSpec() (*specs.Spec, error) {
 func (c *Container) keepForExec(spec *specs.Spec, filter []byte, flags uint32) {
 	process := *spec.Process
 	process.Args = nil
-	c.spec = &specs.Spec{Process: &process, Linux: &specs.Linux{Namespaces: spec.Linux.Namespaces}}
+	c.spec = &specs.Spec{Process: &process, Linux: &specs.Linux{
+		Namespaces: spec.Linux.Namespaces, UIDMappings: spec.Linux.UIDMappings, GIDMappings: spec.Linux.GIDMappings,
+	}}
 	c.filter = seccomp.Filter{Instructions: filter, Flags: flags}
 }
 

@@ -13,7 +13,13 @@ import (
 // Features are the abilities of the kernel that this daemon found by trying
 // them at its start, and uses where they are.
 type Features struct {
-	Overlay OverlayFeatures `json:"overlay"`
+	Overlay        OverlayFeatures       `json:"overlay"`
+	UserNamespaces UserNamespaceFeatures `json:"userNamespaces"`
+}
+
+// UserNamespaceFeatures tells whether pods can have a user namespace.
+type UserNamespaceFeatures struct {
+	Problem string `json:"problem,omitempty"` // why not; "" if they can
 }
 
 // OverlayFeatures is how root file systems are mounted.

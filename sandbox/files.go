@@ -32,6 +32,9 @@ func (b *Sandbox) writeFiles(att *network.Attachment) error {
 		if err := os.WriteFile(path, content, worldReadable); err != nil {
 			return fmt.Errorf("write pod file: %w", err)
 		}
+		if err := b.give(path); err != nil {
+			return err
+		}
 	}
 	return nil
 }

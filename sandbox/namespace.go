@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/conmon"
 	"github.com/cri-runtime/cri-runtime/network"
 )
 
@@ -19,6 +20,10 @@ type namespaces struct {
 	net, ipc bool
 	hostname string // "" without an own UTS namespace
 	sysctls  map[string]string
+
+	user   bool // a user namespace owns the others
+	ids    idMap
+	binary *conmon.Binary // makes namespaces that a user namespace owns
 }
 
 // pinned is the name of a pin below the directory of pins.
@@ -27,6 +32,9 @@ func (n *namespaces) pin(kind string) string { return filepath.Join(n.dir, kind)
 // create makes the namespaces on a thread that ends afterwards, and pins each
 // by a bind mount, so that they need no process to stay.
 func (n *namespaces) create() error {
+	if n.user {
+		return n.createOwned()
+	}
 	if !n.net && !n.ipc && n.hostname == "" {
 		return nil
 	}
@@ -117,15 +125,16 @@ func unpin(pin string) error {
 // directories /root and /mask. The mount namespace of every
 // container starts as a copy of it: unlike a copy of the host's, its cost
 // does not grow with the host's mounts, and nothing of the host is ever in it.
-// dir is any directory; the host sees no change.
-func emptyMountNS(dir string) (*os.File, error) {
+// dir is any directory; the host sees no change. fill, if there is one, mounts more
+// in it.
+func emptyMountNS(dir string, fill func(dir string) error) (*os.File, error) {
 	type result struct {
 		ns  *os.File
 		err error
 	}
 	done := make(chan result, 1)
 	go onOwnThread(func() {
-		ns, err := unshareEmpty(dir)
+		ns, err := unshareEmpty(dir, fill)
 		done <- result{ns, err}
 	})
 	r := <-done
@@ -153,7 +162,7 @@ func onOwnThread(f func()) {
 	<-done
 }
 
-func unshareEmpty(dir string) (_ *os.File, err error) {
+func unshareEmpty(dir string, fill func(dir string) error) (_ *os.File, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("unshare: %w", err)
 	}
@@ -176,6 +185,11 @@ func unshareEmpty(dir string) (_ *os.File, err error) {
 	for _, name := range []string{"root", "mask"} {
 		if err := unix.Mkdir(name, 0o700); err != nil {
 			return nil, fmt.Errorf("make %s: %w", name, err)
+		}
+	}
+	if fill != nil {
+		if err := fill(dir); err != nil {
+			return nil, err
 		}
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {

@@ -54,7 +54,10 @@ func (b *Sandbox) startPause(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	pause := &conmon.Pause{Files: []*os.File{b.store.emptyNS}, OOMScoreAdj: b.store.host.ClampOOMScoreAdj(pauseOOMScoreAdj)}
+	pause := &conmon.Pause{Files: []*os.File{b.store.emptyNS}, Clones: b.ownUser(), OOMScoreAdj: b.store.host.ClampOOMScoreAdj(pauseOOMScoreAdj)}
+	if b.ownUser() {
+		pause.Files = []*os.File{b.store.userNS}
+	}
 	if b.store.cgroups.V2() {
 		pause.Cgroup = open.keep(cg.Dir())
 	}
@@ -62,12 +65,17 @@ func (b *Sandbox) startPause(ctx context.Context) (int, error) {
 		return 0, open.err
 	}
 	var ns []specs.LinuxNamespace
-	for kind, pin := range map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"} {
+	for kind, pin := range map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts", specs.UserNamespace: "user"} {
 		if p := b.state("ns", pin); exists(p) {
 			ns = append(ns, specs.LinuxNamespace{Type: kind, Path: p})
 		}
 	}
-	program, err := oci.CompilePause(ns, &oci.CompileOptions{TaskFiles: cg.JoinPaths(), LastCap: b.store.lastCap()})
+	ids, err := b.ids()
+	if err != nil {
+		return 0, errors.Join(err, cg.Remove(ctx))
+	}
+	linux := &specs.Linux{Namespaces: ns, UIDMappings: ids.uids, GIDMappings: ids.gids}
+	program, err := oci.CompilePause(linux, &oci.CompileOptions{TaskFiles: cg.JoinPaths(), LastCap: b.store.lastCap()})
 	if err == nil {
 		pause.Program = program
 		var pid int

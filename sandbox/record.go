@@ -39,14 +39,15 @@ type pauseRecord struct {
 // containerRecord is container.json, written once, before the first effect. What
 // happens later is in files beside it: config.json, `exit` by the monitor, and lost.json.
 type containerRecord struct {
-	ID         string
-	SandboxID  string
-	CreatedAt  int64
-	Config     json.RawMessage // ContainerConfig
-	ImageID    string
-	StopSignal int    // Linux number
-	Cgroup     string // of this container
-	LogPath    string `json:",omitempty"`
+	ID           string
+	SandboxID    string
+	CreatedAt    int64
+	Config       json.RawMessage // ContainerConfig
+	ImageID      string
+	VolumeImages []string `json:",omitempty"` // ids of the images that are mounted as volumes
+	StopSignal   int      // Linux number
+	Cgroup       string   // of this container
+	LogPath      string   `json:",omitempty"`
 }
 
 // config.json has its final name once CreateContainer has succeeded.

@@ -191,6 +191,7 @@ func (b *Sandbox) recover() []func(context.Context) error {
 func (b *Sandbox) lost() bool {
 	config := b.Status().Config
 	return !exists(b.state()) ||
+		(b.ownUser() && !isNamespace(b.state("ns", "user"))) ||
 		(b.ownNetwork(config) && !isNamespace(b.state("ns", "net"))) ||
 		(b.ownIPC(config) && !isNamespace(b.state("ns", "ipc")))
 }
@@ -213,7 +214,7 @@ func (s *Store) loadContainer(id string) (*Container, error) {
 		c.box = &Sandbox{id: r.SandboxID, store: s, verb: newVerbLock()}
 	}
 	c.status.Store(&ContainerStatus{
-		ID: id, SandboxID: r.SandboxID, Config: config, ImageID: r.ImageID, State: stateUnknown, CreatedAt: r.CreatedAt,
+		ID: id, SandboxID: r.SandboxID, Config: config, ImageID: r.ImageID, VolumeImages: r.VolumeImages, State: stateUnknown, CreatedAt: r.CreatedAt,
 		LogPath: r.LogPath, StopSignal: r.StopSignal, User: c.readUser(),
 		Resources: c.readResources(config), Bundle: c.root(),
 	})

@@ -84,7 +84,8 @@ func mountByPaths(dir string, layers []string, options []overlayOption) (*os.Fil
 	return os.NewFile(uintptr(fd), "rootfs"), nil
 }
 
-// createByPaths gives the layers one by one, and returns an overlay without a mount.
+// createByPaths gives the layers one by one, and returns an overlay without a mount. With dir ""
+// it has no writable layer.
 func createByPaths(dir string, layers []string, options []overlayOption) (fsfd int, err error) {
 	if fsfd, err = unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC); err != nil {
 		return -1, fmt.Errorf("overlay: open file system: %w", err)
@@ -111,8 +112,10 @@ func createByPaths(dir string, layers []string, options []overlayOption) (fsfd i
 	for _, l := range layers {
 		set(overlayOption{"lowerdir+", l})
 	}
-	set(overlayOption{"upperdir", filepath.Join(dir, "upper")})
-	set(overlayOption{"workdir", filepath.Join(dir, "work")})
+	if dir != "" {
+		set(overlayOption{"upperdir", filepath.Join(dir, "upper")})
+		set(overlayOption{"workdir", filepath.Join(dir, "work")})
+	}
 	for _, o := range options {
 		set(o)
 	}
@@ -143,18 +146,13 @@ func kernelSays(fsfd int) string {
 // missing. A target is as the container will see it, with the image's symlinks
 // resolved below root and never by the host's rules. Targets inside another
 // mount are left to the launch program.
-func mountPoints(root *os.File, spec *specs.Spec) (targets []string, fileSources []bool, err error) {
+func mountPoints(root *os.File, spec *specs.Spec, given []*os.File, as owner) (targets []string, fileSources []bool, err error) {
 	targets = make([]string, len(spec.Mounts))
 	fileSources = make([]bool, len(spec.Mounts))
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]
 		if m.Type == "bind" {
-			info, err := os.Stat(m.Source)
-			if err != nil {
-				return nil, nil, fmt.Errorf("mount %s: source: %w: %w", m.Destination, err, ErrInvalid)
-			}
-			fileSources[i] = !info.IsDir()
-			if err := checkPropagation(m); err != nil {
+			if fileSources[i], err = fileSource(m, given[i]); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -163,12 +161,26 @@ func mountPoints(root *os.File, spec *specs.Spec) (targets []string, fileSources
 			targets[i] = dest
 			continue
 		}
-		targets[i], err = makeInRoot(int(root.Fd()), dest, fileSources[i])
+		targets[i], err = makeInRoot(int(root.Fd()), dest, fileSources[i], as)
 		if err != nil {
 			return nil, nil, fmt.Errorf("mount %s: mount point in the image: %w", m.Destination, err)
 		}
 	}
 	return targets, fileSources, nil
+}
+
+// fileSource tells whether the source of a mount is something else than a directory. given is
+// its detached mount, if there is one.
+func fileSource(m *specs.Mount, given *os.File) (bool, error) {
+	if given != nil {
+		info, err := given.Stat()
+		return err == nil && !info.IsDir(), err
+	}
+	info, err := os.Stat(m.Source)
+	if err != nil {
+		return false, fmt.Errorf("mount %s: source: %w: %w", m.Destination, err, ErrInvalid)
+	}
+	return !info.IsDir(), checkPropagation(m)
 }
 
 // checkPropagation refuses what the kernel would grant without effect: mounts
@@ -238,7 +250,7 @@ func openInRoot(root int, p string, flags uint64) (int, error) {
 // makeInRoot makes the path p below root, a directory or an empty file, and
 // returns it without symlinks. A dangling symlink of the image is
 // followed and its target made, inside root.
-func makeInRoot(root int, p string, file bool) (string, error) {
+func makeInRoot(root int, p string, file bool, as owner) (string, error) {
 	fd, err := openInRoot(root, p, 0)
 	if err == nil {
 		defer unix.Close(fd)
@@ -247,11 +259,11 @@ func makeInRoot(root int, p string, file bool) (string, error) {
 	if !errors.Is(err, unix.ENOENT) {
 		return "", &os.PathError{Op: "open", Path: p, Err: err}
 	}
-	return walkInRoot(root, p, file)
+	return walkInRoot(root, p, file, as)
 }
 
 // walkInRoot is makeInRoot for a path that is not all there.
-func walkInRoot(root int, p string, file bool) (string, error) {
+func walkInRoot(root int, p string, file bool, as owner) (string, error) {
 	rest := strings.Split(strings.Trim(p, "/"), "/")
 	at, links := "/", 0
 	for len(rest) > 0 {
@@ -268,7 +280,7 @@ func walkInRoot(root int, p string, file bool) (string, error) {
 		if err != nil {
 			return "", &os.PathError{Op: "open", Path: at, Err: err}
 		}
-		link, err := makePart(dir, part, file && len(rest) == 0)
+		link, err := makePart(dir, part, file && len(rest) == 0, as)
 		_ = unix.Close(dir)
 		if err != nil {
 			return "", &os.PathError{Op: "make", Path: path.Join(at, part), Err: err}
@@ -290,11 +302,14 @@ func walkInRoot(root int, p string, file bool) (string, error) {
 
 // makePart makes one component in dir if it is missing and returns the text of the symlink
 // that it may be.
-func makePart(dir int, part string, file bool) (link string, err error) {
+func makePart(dir int, part string, file bool, as owner) (link string, err error) {
 	if file {
 		err = unix.Mknodat(dir, part, unix.S_IFREG|0o644, 0)
 	} else {
 		err = unix.Mkdirat(dir, part, 0o755)
+	}
+	if err == nil && as != (owner{}) {
+		err = unix.Fchownat(dir, part, as.uid, as.gid, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err == nil || !errors.Is(err, unix.EEXIST) {
 		return "", err

@@ -82,7 +82,11 @@ func (b *Sandbox) namespaces() (*namespaces, error) {
 		n.hostname = b.hostname()
 	}
 	var err error
-	n.sysctls, err = oci.SandboxSysctls(config)
+	if n.sysctls, err = oci.SandboxSysctls(config); err != nil {
+		return nil, err
+	}
+	n.user, n.binary = b.ownUser(), b.store.binary
+	n.ids, err = b.ids()
 	return n, err
 }
 
@@ -227,7 +231,7 @@ func (b *Sandbox) makeShm() error {
 	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
 		return fmt.Errorf("make /dev/shm: mount tmpfs on %s: %w", dir, err)
 	}
-	return nil
+	return b.give(dir)
 }
 
 // writeRecord writes the record; the caller has the verb lock or is the only

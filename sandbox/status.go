@@ -1,6 +1,8 @@
 package sandbox
 
 import (
+	"slices"
+
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -11,6 +13,18 @@ type Image struct {
 	Name   string          // as the request's ImageSpec named it
 	Config imagespec.Image // hostile: only the rules of oci.ContainerSpec read it
 	Layers []string        // host directories of the layers, the top one first
+	// Volumes are the images that the container's mounts name, by that name.
+	Volumes map[string]*Image
+}
+
+// volumeIDs returns the ids of the images that are mounted as volumes, each once.
+func (i *Image) volumeIDs() []string {
+	var ids []string
+	for _, v := range i.Volumes {
+		ids = append(ids, v.ID)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // SandboxStatus is the state of a sandbox at one moment. It is never changed
@@ -30,24 +44,25 @@ type SandboxStatus struct {
 // ContainerStatus is the state of a container at one moment. It is never
 // changed once published, nor may its readers change it.
 type ContainerStatus struct {
-	ID         string
-	SandboxID  string
-	Config     *runtimeapi.ContainerConfig
-	ImageID    string
-	State      runtimeapi.ContainerState
-	CreatedAt  int64 // ns since the epoch; 0: not yet
-	StartedAt  int64
-	FinishedAt int64
-	ExitCode   int32
-	Reason     string // CamelCase: Completed, Error, OOMKilled, StartError, MonitorLost, ContainerStatusUnknown
-	Message    string
-	LogPath    string // absolute, "" without a log
-	PID        int    // of the container's init on the host, 0 when there is none
-	StopSignal int    // Linux number of the signal that Stop sends
-	User       *runtimeapi.ContainerUser
-	Resources  *runtimeapi.ContainerResources
-	Rootfs     string // /proc/PID/root while it runs
-	Bundle     string // directory with config.json
+	ID           string
+	SandboxID    string
+	Config       *runtimeapi.ContainerConfig
+	ImageID      string
+	VolumeImages []string // ids of the images that are mounted as volumes
+	State        runtimeapi.ContainerState
+	CreatedAt    int64 // ns since the epoch; 0: not yet
+	StartedAt    int64
+	FinishedAt   int64
+	ExitCode     int32
+	Reason       string // CamelCase: Completed, Error, OOMKilled, StartError, MonitorLost, ContainerStatusUnknown
+	Message      string
+	LogPath      string // absolute, "" without a log
+	PID          int    // of the container's init on the host, 0 when there is none
+	StopSignal   int    // Linux number of the signal that Stop sends
+	User         *runtimeapi.ContainerUser
+	Resources    *runtimeapi.ContainerResources
+	Rootfs       string // /proc/PID/root while it runs
+	Bundle       string // directory with config.json
 }
 
 // The reasons that a container's status gives for its end.

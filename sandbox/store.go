@@ -39,11 +39,12 @@ type Network interface {
 
 // Config is what a Store is opened with.
 type Config struct {
-	Root         string // durable state
-	State        string // state that a reboot may take away
-	CgroupDriver string // "cgroupfs" or "systemd"
-	CgroupParent string // for pods that name none
-	LogLineBytes int    // longest log line in one piece
+	Root         string   // durable state
+	State        string   // state that a reboot may take away
+	CgroupDriver string   // "cgroupfs" or "systemd"
+	CgroupParent string   // for pods that name none
+	LogLineBytes int      // longest log line in one piece
+	CDISpecDirs  []string // of CDI specifications, the later ones win
 
 	without []string // features of the kernel that tests do without
 }
@@ -58,10 +59,13 @@ type Store struct {
 	v1       []oci.Hierarchy
 	binary   *conmon.Binary
 	emptyNS  *os.File // the mount namespace that containers start from
+	userNS   *os.File // the same for those with a user namespace, nil where there can be none
 	monitors monitorPlace
 	filters  seccomp.Cache
 	measurer *measurer
 	features Features
+
+	userNSProblem error // why there is no userNS
 
 	// mu guards the three maps and no object in them.
 	mu         sync.RWMutex
@@ -113,8 +117,12 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 	if s.binary, err = conmon.NewBinary(); err != nil {
 		return nil, err
 	}
-	if s.emptyNS, err = emptyMountNS(s.state("containers")); err != nil {
+	if s.emptyNS, err = emptyMountNS(s.state("containers"), nil); err != nil {
 		return nil, err
+	}
+	s.userNS, s.userNSProblem = emptyMountNS(s.state("containers"), mountWholeViews)
+	if err := s.probeUserNamespaces(); err != nil {
+		s.features.UserNamespaces.Problem = err.Error()
 	}
 	if s.monitors, err = openMonitorPlace(s); err != nil {
 		return nil, err
@@ -150,8 +158,10 @@ func (s *Store) Close() error {
 			all = errors.Join(all, parent.RemoveEmpty())
 		}
 	}
-	if s.emptyNS != nil {
-		all = errors.Join(all, s.emptyNS.Close())
+	for _, ns := range []*os.File{s.emptyNS, s.userNS} {
+		if ns != nil {
+			all = errors.Join(all, ns.Close())
+		}
 	}
 	if s.binary != nil {
 		all = errors.Join(all, s.binary.Close())
@@ -238,6 +248,9 @@ func (s *Store) Containers() []*Container {
 func (s *Store) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (*Sandbox, error) {
 	if err := oci.ValidateSandbox(config); err != nil {
 		return nil, err
+	}
+	if p := s.features.UserNamespaces.Problem; p != "" && oci.PodHasUserNamespace(namespaceOptions(config)) {
+		return nil, fmt.Errorf("config.linux.security_context.namespace_options.userns_options: no user namespaces on this node: %s: %w", p, ErrUnsupported)
 	}
 	key := sandboxKey(config)
 	s.mu.Lock()

@@ -133,7 +133,7 @@ func TestMakeInRoot(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer fd.Close()
-			got, err := makeInRoot(int(fd.Fd()), c.path, c.file)
+			got, err := makeInRoot(int(fd.Fd()), c.path, c.file, owner{})
 			got = strings.TrimPrefix(got, root)
 			if !errors.Is(err, c.err) || (err == nil && got != c.want) {
 				t.Errorf("got %q, %v; want %q, %v", got, err, c.want, c.err)

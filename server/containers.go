@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -31,18 +32,51 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	if err := checkRunnable(config.GetImage().GetImage(), image); err != nil {
 		return nil, err
 	}
-	id, err := s.holds.create(ctx, box.Status().ID, image.ID, func() (created, error) {
-		return box.CreateContainer(ctx, config, &sandbox.Image{
-			ID:     image.ID,
-			Name:   config.GetImage().GetImage(),
-			Config: image.Config,
-			Layers: image.Layers,
-		})
+	volumes, err := s.volumes(config.GetMounts())
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", name, err)
+	}
+	of := &sandbox.Image{
+		ID:      image.ID,
+		Name:    config.GetImage().GetImage(),
+		Config:  image.Config,
+		Layers:  image.Layers,
+		Volumes: volumes,
+	}
+	id, err := s.holds.create(ctx, box.Status().ID, images(of), func() (created, error) {
+		return box.CreateContainer(ctx, config, of)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", name, err)
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// volumes finds the images that mounts name.
+func (s *runtimeService) volumes(mounts []*runtimeapi.Mount) (map[string]*sandbox.Image, error) {
+	found := map[string]*sandbox.Image{}
+	for i, m := range mounts {
+		ref := m.GetImage().GetImage()
+		if ref == "" || found[ref] != nil {
+			continue
+		}
+		image, err := s.config.Images.Image(ref)
+		if err != nil {
+			return nil, fmt.Errorf("config.mounts[%d].image: image %s: %w", i, ref, err)
+		}
+		found[ref] = &sandbox.Image{ID: image.ID, Name: ref, Layers: image.Layers}
+	}
+	return found, nil
+}
+
+// images returns the ids of a container's images, each once.
+func images(of *sandbox.Image) []string {
+	ids := []string{of.ID}
+	for _, v := range of.Volumes {
+		ids = append(ids, v.ID)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // StartContainer runs the container's command.
@@ -88,7 +122,7 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.Re
 	if err := c.Remove(ctx); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
 		return nil, err
 	}
-	s.config.Images.Release(st.ImageID, st.ID)
+	s.holds.release(st)
 	return &runtimeapi.RemoveContainerResponse{}, nil
 }
 

@@ -42,46 +42,68 @@ func newHolds(images ImageHolds, runtime *sandbox.Store) *holds {
 	}}
 }
 
-// create makes a container whose image cannot lose its data meanwhile, and
+// create makes a container whose images cannot lose their data meanwhile, and
 // returns its id.
-func (h *holds) create(ctx context.Context, podID, imageID string, start func() (created, error)) (string, error) {
+func (h *holds) create(ctx context.Context, podID string, imageIDs []string, start func() (created, error)) (string, error) {
 	h.mu.Lock()
 	h.calls++
 	call := fmt.Sprintf("create-%d", h.calls)
 	h.mu.Unlock()
-	if err := h.images.Hold(imageID, call); err != nil {
-		return "", err
+	for _, id := range imageIDs {
+		if err := h.images.Hold(id, call); err != nil {
+			return "", err
+		}
+		defer h.images.Release(id, call)
 	}
-	defer h.images.Release(imageID, call)
 	c, err := start()
 	if err != nil {
 		if ctx.Err() != nil {
-			h.keep(podID, imageID)
+			h.keep(podID, imageIDs)
 		}
 		return "", err
 	}
-	// A retry that joined an earlier call gets that call's container and image.
+	// A retry that joined an earlier call gets that call's container and images.
 	st := c.Status()
-	if err := h.images.Hold(st.ImageID, st.ID); err != nil {
-		return "", errors.Join(err, c.Remove(context.WithoutCancel(ctx)))
+	for _, id := range imagesOf(st) {
+		if err := h.images.Hold(id, st.ID); err != nil {
+			h.release(st)
+			return "", errors.Join(err, c.Remove(context.WithoutCancel(ctx)))
+		}
 	}
 	// It may have been removed since, and released before it was held.
 	h.releaseIfGone(st)
 	return st.ID, nil
 }
 
-// keep holds an image until the pod is removed.
-func (h *holds) keep(podID, imageID string) {
-	if err := h.images.Hold(imageID, podID); err != nil {
-		klog.ErrorS(err, "The image of a container that is being made cannot be held", "pod", podID, "image", imageID)
-		return
+// imagesOf returns the ids of the images that a container needs.
+func imagesOf(st *sandbox.ContainerStatus) []string {
+	if st.ImageID == "" {
+		return st.VolumeImages
 	}
-	h.mu.Lock()
-	if h.unfinished[podID] == nil {
-		h.unfinished[podID] = map[string]bool{}
+	return append([]string{st.ImageID}, st.VolumeImages...)
+}
+
+// release ends the holds of a container.
+func (h *holds) release(st *sandbox.ContainerStatus) {
+	for _, id := range imagesOf(st) {
+		h.images.Release(id, st.ID)
 	}
-	h.unfinished[podID][imageID] = true
-	h.mu.Unlock()
+}
+
+// keep holds images until the pod is removed.
+func (h *holds) keep(podID string, imageIDs []string) {
+	for _, id := range imageIDs {
+		if err := h.images.Hold(id, podID); err != nil {
+			klog.ErrorS(err, "The image of a container that is being made cannot be held", "pod", podID, "image", id)
+			continue
+		}
+		h.mu.Lock()
+		if h.unfinished[podID] == nil {
+			h.unfinished[podID] = map[string]bool{}
+		}
+		h.unfinished[podID][id] = true
+		h.mu.Unlock()
+	}
 	h.releasePod(podID)
 }
 
@@ -102,16 +124,15 @@ func (h *holds) releasePod(podID string) {
 // releaseIfGone ends the hold of a container that isn't there any more.
 func (h *holds) releaseIfGone(st *sandbox.ContainerStatus) {
 	if !h.exists(st.ID) {
-		h.images.Release(st.ImageID, st.ID)
+		h.release(st)
 	}
 }
 
 // holdExisting holds the image of a container that is older than the daemon.
 func holdExisting(images ImageHolds, st *sandbox.ContainerStatus) {
-	if st.ImageID == "" {
-		return
-	}
-	if err := images.Hold(st.ImageID, st.ID); err != nil {
-		klog.ErrorS(err, "The image of a container cannot be held", "container", st.ID, "image", st.ImageID)
+	for _, id := range imagesOf(st) {
+		if err := images.Hold(id, st.ID); err != nil {
+			klog.ErrorS(err, "The image of a container cannot be held", "container", st.ID, "image", id)
+		}
 	}
 }

@@ -52,7 +52,7 @@ func TestCreateHolds(t *testing.T) {
 	images := newMemoryImages(busybox())
 	h := testHolds(images, "p1", "c1")
 	var during string
-	id, err := h.create(t.Context(), "p1", busyboxID, func() (created, error) {
+	id, err := h.create(t.Context(), "p1", []string{busyboxID}, func() (created, error) {
 		during = images.held()
 		return made(busyboxID), nil
 	})
@@ -78,7 +78,7 @@ func TestCreateHolds(t *testing.T) {
 func TestCreateRemovedMeanwhile(t *testing.T) {
 	images := newMemoryImages(busybox())
 	h := testHolds(images, "p1")
-	if _, err := h.create(t.Context(), "p1", busyboxID, func() (created, error) { return made(busyboxID), nil }); err != nil {
+	if _, err := h.create(t.Context(), "p1", []string{busyboxID}, func() (created, error) { return made(busyboxID), nil }); err != nil {
 		t.Fatal(err)
 	}
 	if held := images.held(); held != "" {
@@ -89,7 +89,7 @@ func TestCreateRemovedMeanwhile(t *testing.T) {
 func TestCreateFails(t *testing.T) {
 	images := newMemoryImages(busybox())
 	h := testHolds(images, "p1")
-	_, err := h.create(t.Context(), "p1", busyboxID, func() (created, error) { return nil, sandbox.ErrState })
+	_, err := h.create(t.Context(), "p1", []string{busyboxID}, func() (created, error) { return nil, sandbox.ErrState })
 	if !errors.Is(err, sandbox.ErrState) || images.held() != "" {
 		t.Errorf("got %v, held %q", err, images.held())
 	}
@@ -103,7 +103,7 @@ func TestCreateGoesOn(t *testing.T) {
 	h.exists = func(id string) bool { return slices.Contains(ids, id) }
 	giveUp := func() {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := h.create(ctx, "p1", busyboxID, func() (created, error) {
+		_, err := h.create(ctx, "p1", []string{busyboxID}, func() (created, error) {
 			cancel()
 			return nil, ctx.Err()
 		})
@@ -134,7 +134,7 @@ func TestCreateGoesOn(t *testing.T) {
 func TestCreateImageIsGone(t *testing.T) {
 	images := newMemoryImages()
 	images.holdErr = func(string, string) error { return imageservice.ErrNotFound }
-	_, err := testHolds(images).create(t.Context(), "p1", busyboxID, func() (created, error) {
+	_, err := testHolds(images).create(t.Context(), "p1", []string{busyboxID}, func() (created, error) {
 		t.Error("created without an image")
 		return nil, nil
 	})
@@ -156,7 +156,7 @@ func TestCreateCannotHold(t *testing.T) {
 	}
 	c := made(busyboxID)
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := testHolds(images, "p1", "c1").create(ctx, "p1", busyboxID, func() (created, error) {
+	_, err := testHolds(images, "p1", "c1").create(ctx, "p1", []string{busyboxID}, func() (created, error) {
 		cancel()
 		return c, nil
 	})
@@ -173,7 +173,7 @@ func TestCreateJoined(t *testing.T) {
 	both, goOn := make(chan struct{}, 2), make(chan struct{})
 	for range 2 {
 		wg.Go(func() {
-			_, err := h.create(t.Context(), "p1", busyboxID, func() (created, error) {
+			_, err := h.create(t.Context(), "p1", []string{busyboxID}, func() (created, error) {
 				both <- struct{}{}
 				<-goOn
 				return made(busyboxID), nil

@@ -35,6 +35,7 @@ type config struct {
 	LogLevel     int           `toml:"log_level"`
 	CgroupDriver string        `toml:"cgroup_driver"`
 	CgroupParent string        `toml:"cgroup_parent"`
+	CDISpecDirs  []string      `toml:"cdi_spec_dirs"`
 	Network      networkConfig `toml:"network"`
 	Image        imageConfig   `toml:"image"`
 	Log          logConfig     `toml:"log"`
@@ -191,6 +192,11 @@ func (c *config) check() error {
 	}
 	for _, dir := range c.Network.BinDirs {
 		if err := checkPath("network.bin_dirs", dir); err != nil {
+			return err
+		}
+	}
+	for _, dir := range c.CDISpecDirs {
+		if err := checkPath("cdi_spec_dirs", dir); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,7 @@ func printProgram(w io.Writer, bundle string) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
-	program, err := oci.Compile(spec, &oci.CompileOptions{FileSources: fileSources(spec)})
+	program, err := oci.Compile(spec, &oci.CompileOptions{FileSources: fileSources(spec), Sources: oci.GivenSources(spec)})
 	if err != nil {
 		return fmt.Errorf("compile %s: %w", name, err)
 	}

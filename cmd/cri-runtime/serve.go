@@ -132,6 +132,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	driver := c.cgroupDriver("/run/systemd/system")
 	store, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, CgroupDriver: driver, CgroupParent: c.CgroupParent, LogLineBytes: c.Log.LineBytes,
+		CDISpecDirs: c.CDISpecDirs,
 	}, pods)
 	if err != nil {
 		return fmt.Errorf("open state: %w", err)
@@ -155,16 +156,17 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	if err != nil {
 		return err
 	}
+	userNamespaces := store.Features().UserNamespaces.Problem == ""
 	cri, err := server.New(server.Config{
 		Runtime: store, Images: images, Observe: metrics.RPC,
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
 		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
-		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
+		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}}},
 		Streaming: server.StreamingConfig{
 			Address: c.Streaming.Address, Port: c.Streaming.Port, CertFile: c.Streaming.TLSCertFile, KeyFile: c.Streaming.TLSKeyFile,
 			IdleTimeout: c.Streaming.IdleTimeout.Duration, CreationTimeout: c.Streaming.CreationTimeout.Duration,
 		},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: userNamespaces},
 	})
 	if err != nil {
 		return err
