@@ -34,7 +34,10 @@ func (p *Program) Print(w io.Writer) error {
 
 // String names the descriptor.
 func (f File) String() string {
-	switch f {
+	if f >= FileSource {
+		return fmt.Sprintf("source of mount %d", f-FileSource)
+	}
+	switch f { //nolint:exhaustive // FileSource is above
 	case FileRoot:
 		return "root file system"
 	case FileMountNS:
@@ -47,9 +50,6 @@ func (f File) String() string {
 		return "pipe that ends a halt"
 	case FileTerminal:
 		return "socket for the terminal"
-	}
-	if f >= FileSource {
-		return fmt.Sprintf("source of mount %d", f-FileSource)
 	}
 	return "unknown"
 }

@@ -382,7 +382,9 @@ func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File,
 		case oci.FileCgroup:
 			files = append(files, open.keep(l.cgroup.Dir()))
 		case oci.FileTerminal, oci.FileResume: // of other programs
-		default:
+		case oci.FileSource:
+			files = append(files, l.sources[0])
+		default: // the ones after it
 			files = append(files, l.sources[kind-oci.FileSource])
 		}
 	}
