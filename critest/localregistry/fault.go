@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"time"
 )
 
 // Fault is a way to break an answer.
@@ -25,6 +26,13 @@ const (
 	Unavailable
 	// Loop redirects to the same place for ever.
 	Loop
+	// Slow sends the body a little at a time until the faults end.
+	Slow
+)
+
+const (
+	slowPiece = 4 << 10
+	slowPause = 10 * time.Millisecond
 )
 
 // Break applies f to every request whose path contains part.
@@ -52,6 +60,37 @@ func (s *Server) faultFor(path string) (Fault, bool) {
 	return 0, false
 }
 
+// trickle sends body in pieces until the fault is mended, then the rest.
+func (s *Server) trickle(w http.ResponseWriter, r *http.Request) {
+	answer := httptest.NewRecorder()
+	s.store.ServeHTTP(answer, r)
+	for k, v := range answer.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(answer.Code)
+	body := answer.Body.Bytes()
+	tick := time.NewTicker(slowPause)
+	defer tick.Stop()
+	for len(body) > 0 {
+		n := min(slowPiece, len(body))
+		if f, broken := s.faultFor(r.URL.Path); !broken || f != Slow {
+			n = len(body)
+		}
+		if _, err := w.Write(body[:n]); err != nil {
+			return
+		}
+		body = body[n:]
+		if f, ok := w.(http.Flusher); ok {
+			f.Flush()
+		}
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
 func (f Fault) serve(w http.ResponseWriter, r *http.Request, store http.Handler) {
 	switch f {
 	case Hang:
@@ -63,7 +102,7 @@ func (f Fault) serve(w http.ResponseWriter, r *http.Request, store http.Handler)
 	case Loop:
 		http.Redirect(w, r, r.URL.String(), http.StatusTemporaryRedirect)
 		return
-	case HangInBody, Truncate, Tamper, Swell:
+	case HangInBody, Truncate, Tamper, Swell, Slow:
 	}
 	answer := httptest.NewRecorder()
 	store.ServeHTTP(answer, r)
@@ -82,7 +121,7 @@ func (f Fault) serve(w http.ResponseWriter, r *http.Request, store http.Handler)
 		body = append(append([]byte(nil), body...), make([]byte, 1<<20)...)
 	case HangInBody, Truncate:
 		body = body[:len(body)/2]
-	case Hang, Unavailable, Loop:
+	case Hang, Unavailable, Loop, Slow:
 	}
 	w.WriteHeader(answer.Code)
 	_, _ = w.Write(body)

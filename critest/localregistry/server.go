@@ -143,6 +143,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if f, ok := s.faultFor(r.URL.Path); ok {
+		if f == Slow {
+			s.trickle(w, r)
+			return
+		}
 		f.serve(w, r, s.store)
 		return
 	}
