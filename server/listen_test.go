@@ -53,6 +53,18 @@ func TestListenMode(t *testing.T) {
 	}
 }
 
+func TestListenPrivate(t *testing.T) {
+	socket := filepath.Join(shortDir(t), "control.sock")
+	l, err := ListenPrivate(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if stat, err := os.Stat(socket); err != nil || stat.Mode() != fs.ModeSocket|0o600 {
+		t.Errorf("socket has mode %v, %v", stat.Mode(), err)
+	}
+}
+
 // stale leaves a socket file behind as a killed daemon does.
 func stale(t *testing.T, socket string) {
 	t.Helper()
