@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -41,32 +42,39 @@ func (n *Network) attach(ctx context.Context, pod Pod) (*Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := n.begin(ctx, pod, conf.list, rt); err != nil {
+	if err := n.finish(ctx, pod); err != nil {
+		return nil, err
+	}
+	if conf.list == nil {
+		return n.attachBuiltin(ctx, pod, rt)
+	}
+	if err := n.writeRecord(pod.ID, newRecord(conf.list, rt)); err != nil {
 		return nil, err
 	}
 	start := time.Now()
 	att, err := n.add(ctx, conf.list, rt)
 	if err == nil {
+		err = n.openPorts(pod, conf.list, rt, att)
+	}
+	if err == nil {
 		return att, nil
 	}
 	err = fmt.Errorf("network %s of %s, after %s: %w", conf.list.Name, conf.file, time.Since(start).Round(time.Millisecond), pluginError(err))
-	if undo := n.del(ctx, conf.list, rt); undo != nil {
+	if undo := errors.Join(n.releaseBuiltin(pod.ID), n.del(ctx, conf.list, rt)); undo != nil {
 		return nil, errors.Join(err, fmt.Errorf("and then to undo it: %w", undo))
 	}
 	return nil, errors.Join(err, n.removeRecord(pod.ID))
 }
 
-// begin writes the record of the attachment. If an earlier ADD has had no DEL,
-// that is made up for.
-func (n *Network) begin(ctx context.Context, pod Pod, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	err := n.writeRecord(list, rt)
-	if !errors.Is(err, fs.ErrExist) {
-		return err
+// finish makes up for an earlier ADD that has had no DEL.
+func (n *Network) finish(ctx context.Context, pod Pod) error {
+	if _, err := os.Lstat(n.recordPath(pod.ID)); errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
 	if err := n.detach(ctx, pod, nil); err != nil {
 		return fmt.Errorf("detach what an earlier attempt left: %w", err)
 	}
-	return n.writeRecord(list, rt)
+	return nil
 }
 
 func (n *Network) add(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (*Attachment, error) {
@@ -94,6 +102,12 @@ func (p Pod) String() string {
 // what is no longer as ADD left it. Where the configuration does not know
 // CHECK the answer is nil.
 func (n *Network) Check(ctx context.Context, pod Pod, att *Attachment) error {
+	if att.Network == builtinName && len(att.Config) == 0 && n.builtin != nil {
+		if err := n.builtin.Check(pod.ID); err != nil {
+			return fmt.Errorf("check %s: %w", pod, err)
+		}
+		return nil
+	}
 	list, err := parseList(att.Config)
 	if err != nil {
 		return fmt.Errorf("check %s: configuration of the attachment: %w", pod, err)

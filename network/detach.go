@@ -55,6 +55,12 @@ func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
 			rt.CapabilityArgs = full.CapabilityArgs
 		}
 	}
+	if err := n.releaseBuiltin(pod.ID); err != nil {
+		return err
+	}
+	if att != nil && att.Network == builtinName && len(att.Config) == 0 || rec != nil && len(rec.Config) == 0 {
+		return n.removeRecord(pod.ID) // the interface goes with the namespace
+	}
 	deletions, err := n.deletions(att, rec, rt)
 	if err != nil {
 		return err

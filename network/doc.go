@@ -1,4 +1,5 @@
-// Package network attaches pods to their networks by CNI.
+// Package network attaches pods to their networks: by CNI, or where none is
+// configured by the built-in network of package builtin.
 //
 // A Network watches one directory of configuration lists and runs the plugins
 // that the first valid one names. An Attachment is the outcome of one ADD. A

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/network/builtin"
 )
 
 // defaultTimeout is how long one plugin may take if the Config says nothing.
@@ -47,15 +50,20 @@ type Config struct {
 	BinDirs  []string      // plugins, searched in this order
 	CacheDir string        // libcni's cache and our records; of this daemon alone
 	Timeout  time.Duration // for one run of one plugin; 0: 60 s
+
+	Builtin      builtin.Config // without a Bridge's name there is no built-in network
+	Fallback     bool           // the built-in network serves while nothing is in ConfDir
+	FixedSubnets bool           // the cluster does not choose Builtin.Subnets
 }
 
 // Network runs CNI plugins. All methods may be called at once; no lock is
 // held while a plugin runs for a pod, so that a plugin that hangs holds up
 // its own pod only.
 type Network struct {
-	config Config
-	cni    *libcni.CNIConfig
-	runner *runner
+	config  Config
+	cni     *libcni.CNIConfig
+	runner  *runner
+	builtin *builtin.Bridge // nil when there is none
 
 	reading sync.Mutex              // one reader of the configuration directory
 	conf    atomic.Pointer[confDir] // never nil
@@ -81,17 +89,19 @@ type failure struct {
 
 // Status is the state of the network for people and tools.
 type Status struct {
-	Ready       bool      `json:"ready"`
-	Reason      string    `json:"reason,omitempty"`     // why it is not ready
-	Name        string    `json:"name,omitempty"`       // of the configuration list
-	File        string    `json:"file,omitempty"`       // where the list was read from
-	CNIVersion  string    `json:"cniVersion,omitempty"` // of the list
-	Plugins     []string  `json:"plugins,omitempty"`    // types, in the order of ADD
-	Refused     []string  `json:"refused,omitempty"`    // files that are not used, and why
-	ConfDir     string    `json:"confDir"`
-	BinDirs     []string  `json:"binDirs"`
-	LastError   string    `json:"lastError,omitempty"`  // of the latest failed operation on a pod
-	LastErrorAt time.Time `json:"lastErrorAt,omitzero"` // when that was
+	Ready       bool           `json:"ready"`
+	Reason      string         `json:"reason,omitempty"`     // why it is not ready
+	Name        string         `json:"name,omitempty"`       // of the configuration list
+	File        string         `json:"file,omitempty"`       // where the list was read from
+	CNIVersion  string         `json:"cniVersion,omitempty"` // of the list
+	Plugins     []string       `json:"plugins,omitempty"`    // types, in the order of ADD
+	Refused     []string       `json:"refused,omitempty"`    // files that are not used, and why
+	Bridge      string         `json:"bridge,omitempty"`     // of the built-in network, when it serves
+	Subnets     []netip.Prefix `json:"subnets,omitempty"`    // of the built-in network
+	ConfDir     string         `json:"confDir"`
+	BinDirs     []string       `json:"binDirs"`
+	LastError   string         `json:"lastError,omitempty"`  // of the latest failed operation on a pod
+	LastErrorAt time.Time      `json:"lastErrorAt,omitzero"` // when that was
 }
 
 // Open reads the configuration directory and watches it. The directory need
@@ -113,6 +123,9 @@ func Open(config Config) (*Network, error) {
 	if err := os.MkdirAll(n.recordDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
+	if err := n.openBuiltin(); err != nil {
+		return nil, err
+	}
 	n.refresh()
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
@@ -120,11 +133,15 @@ func Open(config Config) (*Network, error) {
 	return n, nil
 }
 
-// Close ends the watch. Operations under way go on to their end.
+// Close ends the watch, and removes the built-in network's bridge if no pod is
+// left. Operations under way go on to their end.
 func (n *Network) Close() error {
 	n.stop()
 	<-n.stopped
-	return nil
+	if n.builtin == nil {
+		return nil
+	}
+	return n.builtin.Close()
 }
 
 // Ready tells why pods cannot be attached now, or nil. It looks at the
@@ -150,6 +167,9 @@ func (n *Network) Status() Status {
 			s.Plugins = append(s.Plugins, plugin.Network.Type)
 		}
 	}
+	if n.fallsBack(c) {
+		s.Name, s.Bridge, s.Subnets = builtinName, n.builtin.Name(), n.builtin.Subnets()
+	}
 	if f := n.failure.Load(); f != nil {
 		s.LastError, s.LastErrorAt = f.err.Error(), f.at
 	}
@@ -159,6 +179,9 @@ func (n *Network) Status() Status {
 // usable returns the configuration and why pods cannot be attached with it.
 func (n *Network) usable() (*confDir, error) {
 	c := n.refresh()
+	if n.fallsBack(c) {
+		return c, nil
+	}
 	if c.list == nil {
 		return c, n.noList(c)
 	}
@@ -225,6 +248,10 @@ func (n *Network) refresh() *confDir {
 func (n *Network) logConf(c *confDir) {
 	for _, r := range c.refused {
 		klog.InfoS("CNI configuration is not used", "file", r.file, "reason", r.err.Error())
+	}
+	if n.fallsBack(c) {
+		klog.InfoS("No network is configured, the built-in one serves", "bridge", n.builtin.Name(), "subnets", n.builtin.Subnets(), "confDir", n.config.ConfDir)
+		return
 	}
 	if c.list == nil {
 		klog.InfoS("No network", "reason", n.noList(c).Error())

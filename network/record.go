@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/cri-runtime/cri-runtime/network/builtin"
 )
 
 // record is written before ADD and removed after DEL. It is what DEL needs if
@@ -22,6 +24,11 @@ type record struct {
 	NetNS        string         `json:"netns"`
 	Args         [][2]string    `json:"args"`
 	Capabilities map[string]any `json:"capabilities,omitempty"`
+	Lease        *builtin.Lease `json:"lease,omitempty"` // of the built-in network, or its host ports only
+}
+
+func newRecord(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) *record {
+	return &record{Network: list.Name, Config: list.Bytes, NetNS: rt.NetNS, Args: rt.Args, Capabilities: rt.CapabilityArgs}
 }
 
 // recordDir returns the directory of the records; libcni has results/ beside it.
@@ -30,20 +37,30 @@ func (n *Network) recordDir() string { return filepath.Join(n.config.CacheDir, "
 func (n *Network) recordPath(id string) string { return filepath.Join(n.recordDir(), id+".json") }
 
 // writeRecord fails with fs.ErrExist if an earlier ADD has had no DEL.
-func (n *Network) writeRecord(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	data, err := json.Marshal(record{
-		Network: list.Name, Config: list.Bytes, NetNS: rt.NetNS, Args: rt.Args, Capabilities: rt.CapabilityArgs,
-	})
+func (n *Network) writeRecord(id string, r *record) error {
+	data, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write record of attachment: %w", err)
 	}
-	file, err := os.OpenFile(n.recordPath(rt.ContainerID), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	file, err := os.OpenFile(n.recordPath(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("write record of attachment: %w", err)
 	}
 	_, err = file.Write(data)
 	if err := errors.Join(err, file.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write record of attachment: %w", err), n.removeRecord(rt.ContainerID))
+		return errors.Join(fmt.Errorf("write record of attachment: %w", err), n.removeRecord(id))
+	}
+	return nil
+}
+
+// replaceRecord puts r in the place of the record, at once.
+func (n *Network) replaceRecord(id string, r *record) error {
+	next := id + ".next"
+	if err := errors.Join(n.removeRecord(next), n.writeRecord(next, r)); err != nil {
+		return err
+	}
+	if err := os.Rename(n.recordPath(next), n.recordPath(id)); err != nil {
+		return fmt.Errorf("write record of attachment: %w", err)
 	}
 	return nil
 }
@@ -59,7 +76,7 @@ func (n *Network) readRecord(id string) (*record, error) {
 		return nil, fmt.Errorf("read record of attachment: %w", err)
 	}
 	r := &record{}
-	if err := json.Unmarshal(data, r); err != nil || len(r.Config) == 0 {
+	if err := json.Unmarshal(data, r); err != nil || len(r.Config) == 0 && r.Lease == nil {
 		return nil, nil //nolint:nilerr // as if there were none, see above
 	}
 	return r, nil
@@ -89,7 +106,7 @@ func (n *Network) attached() (map[string]string, error) {
 	}
 	for _, entry := range entries {
 		id, ok := strings.CutSuffix(entry.Name(), ".json")
-		if !ok {
+		if !ok || strings.HasSuffix(id, ".next") {
 			continue
 		}
 		rec, err := n.readRecord(id)
