@@ -161,7 +161,7 @@ func (n *Network) keptSubnets() (subnets []netip.Prefix, err error) {
 // cluster's control plane has chosen them. Pods that run keep theirs. An
 // administrator's choice stands.
 func (n *Network) SetSubnets(subnets []netip.Prefix) error {
-	if n.builtin == nil || n.config.FixedSubnets || len(subnets) == 0 {
+	if n.builtin == nil || !n.config.Fallback || n.config.FixedSubnets || len(subnets) == 0 {
 		klog.V(2).InfoS("The node's pod subnets do not concern the network", "subnets", subnets)
 		return nil
 	}

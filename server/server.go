@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 	"time"
@@ -76,6 +77,8 @@ type Config struct {
 	NetworkReady func() error
 	// NetworkStatus is shown as JSON by a verbose Status.
 	NetworkStatus func() any
+	// PodSubnets takes the subnets that the cluster gives to this node's pods.
+	PodSubnets func(subnets []netip.Prefix) error
 	// Version is the version of this daemon; what is no semantic version is
 	// shown as a pre-release of 0.0.0, for the kubelet refuses anything else.
 	Version string

@@ -24,7 +24,6 @@ func unimplemented() map[string]string {
 		"ListMetricDescriptors":   metrics,
 		"ListPodSandboxMetrics":   metrics,
 		"StreamPodSandboxMetrics": metrics,
-		"UpdateRuntimeConfig":     "the pod CIDR is not taken from the kubelet; the network configuration has it",
 		"CheckpointContainer":     checkpoint,
 		"CheckpointPod":           checkpoint,
 		"RestorePod":              checkpoint,

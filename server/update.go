@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"net/netip"
+	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -35,4 +37,25 @@ func (s *runtimeService) UpdatePodSandboxResources(ctx context.Context, req *run
 		return nil, err
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+// UpdateRuntimeConfig gives the built-in network the node's pod CIDR; a network
+// with a CNI configuration has it there. An empty one changes nothing.
+func (s *runtimeService) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	var subnets []netip.Prefix
+	text := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()
+	for _, part := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' }) {
+		p, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil {
+			return nil, invalid("runtime_config.network_config.pod_cidr", "%.100q is not a list of subnets", text)
+		}
+		subnets = append(subnets, p.Masked())
+	}
+	if len(subnets) == 0 || s.config.PodSubnets == nil {
+		return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+	}
+	if err := s.config.PodSubnets(subnets); err != nil {
+		return nil, invalid("runtime_config.network_config.pod_cidr", "%s", err)
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

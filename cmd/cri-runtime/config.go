@@ -43,11 +43,6 @@ type config struct {
 	Streaming    streamConfig  `toml:"streaming"`
 }
 
-type networkConfig struct {
-	ConfDir string   `toml:"conf_dir"`
-	BinDirs []string `toml:"bin_dirs"`
-}
-
 type imageConfig struct {
 	RegistryConfigDir string   `toml:"registry_config_dir"`
 	Pinned            []string `toml:"pinned"`
@@ -206,6 +201,9 @@ func (c *config) check() error {
 	if _, err := c.socket(); err != nil {
 		return err
 	}
+	if _, err := c.network(); err != nil {
+		return err
+	}
 	if err := c.Metrics.check(); err != nil {
 		return err
 	}
@@ -227,6 +225,7 @@ func (c *config) checkChoices() error {
 	}{
 		{"log_level", c.LogLevel, 0, 10},
 		{"image.max_parallel_layers", c.Image.MaxParallelLayers, 1, 64},
+		{"network.mtu", c.Network.MTU, 0, 65535},
 		{"log.line_bytes", c.Log.LineBytes, 256, 65536},
 		{"streaming.port", c.Streaming.Port, 0, 65535},
 	} {

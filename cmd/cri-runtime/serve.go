@@ -122,9 +122,11 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		}
 		defer func() { err = errors.Join(err, lock.Close()) }()
 	}
-	pods, err := network.Open(network.Config{
-		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: filepath.Join(c.Root, "cni"),
-	})
+	netConfig, err := c.network()
+	if err != nil {
+		return err
+	}
+	pods, err := network.Open(netConfig)
 	if err != nil {
 		return err
 	}
@@ -159,7 +161,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	userNamespaces := store.Features().UserNamespaces.Problem == ""
 	cri, err := server.New(server.Config{
 		Runtime: store, Images: images, Observe: metrics.RPC,
-		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() },
+		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() }, PodSubnets: pods.SetSubnets,
 		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
 		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}}},
 		Streaming: server.StreamingConfig{

@@ -70,7 +70,12 @@ func (r *Runtime) writeConfig() error {
 }
 
 func (r *Runtime) ownConfig() string {
-	return fmt.Sprintf("[image]\nregistry_config_dir = %q\nno_progress_timeout = \"3s\"\n", filepath.Join(r.Dir, "certs"))
+	text := fmt.Sprintf("[image]\nregistry_config_dir = %q\nno_progress_timeout = \"3s\"\n[network]\nbuiltin = %t\n",
+		filepath.Join(r.Dir, "certs"), r.options.Builtin)
+	if r.options.Builtin {
+		text += fmt.Sprintf("bridge = %q\nsubnets = [\"%s.0/24\", \"%s/64\"]\n", r.Bridge, r.Subnet(), r.SubnetIPv6())
+	}
+	return text
 }
 
 // peerConfig is for containerd 1.6, made for a fair comparison: nothing is

@@ -16,6 +16,12 @@ func (r *Runtime) Subnet() string {
 	return fmt.Sprintf("10.%d.%d", 200+sum[0]%50, sum[1])
 }
 
+// SubnetIPv6 is the same of the built-in network's IPv6 addresses ("fd77:a:b::").
+func (r *Runtime) SubnetIPv6() string {
+	sum := sha256.Sum256([]byte(r.Tag))
+	return fmt.Sprintf("fd77:%x:%x::", 200+sum[0]%50, sum[1])
+}
+
 func (r *Runtime) makeNetwork(ctx context.Context) error {
 	if r.options.CNIBin == "" {
 		r.options.CNIBin = "/usr/lib/cni"
@@ -62,6 +68,12 @@ func (r *Runtime) WriteConflist(text string) error {
 
 func (r *Runtime) removeNetwork() error {
 	if r.Bridge == "" {
+		return nil
+	}
+	if r.options.Builtin {
+		if _, err := os.Stat("/sys/class/net/" + r.Bridge); err == nil {
+			return fmt.Errorf("bridge %s: %w", r.Bridge, ErrResidue)
+		}
 		return nil
 	}
 	//nolint:noctx // the clean-up runs also when the test's context has ended

@@ -27,6 +27,7 @@ type Options struct {
 	Registry string   // host:port that serves the pause image for the peer
 	CNI      bool     // give pods a bridge network
 	CNIBin   string   // directory of the plugins
+	Builtin  bool     // give pods the runtime's own network
 	Args     []string // more arguments for the daemon
 	Env      []string // more environment for the daemon
 }
@@ -73,6 +74,9 @@ func New(ctx context.Context, o Options) (*Runtime, error) {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, errors.Join(err, os.RemoveAll(dir))
 		}
+	}
+	if o.Builtin {
+		r.Bridge = r.Tag + "br"
 	}
 	if o.CNI {
 		if err := r.makeNetwork(ctx); err != nil {

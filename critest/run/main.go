@@ -78,7 +78,7 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 		return err
 	}
 	node, err := harness.New(ctx, harness.Options{
-		Binary: o.binary, Peer: o.peer, Registry: registry.Address, CNI: o.network == "cni", CNIBin: o.plugins,
+		Binary: o.binary, Peer: o.peer, Registry: registry.Address, CNI: o.network == "cni", CNIBin: o.plugins, Builtin: o.network == "builtin",
 	})
 	if err != nil {
 		return err

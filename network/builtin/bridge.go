@@ -218,11 +218,9 @@ func (b *Bridge) Close() error {
 	if len(b.leases) > 0 {
 		return nil
 	}
-	var errs []error
-	if b.table != nil {
-		errs = append(errs, b.table.drop())
-		b.table = nil
-	}
+	// An earlier daemon may have made the table and lost its last pod after that.
+	errs := []error{newTable(b.config.Bridge).drop()}
+	b.table = nil
 	if link, err := b.find(); err == nil && link != nil {
 		errs = append(errs, netlink.LinkDel(link))
 	}
