@@ -230,7 +230,7 @@ func TestRemoveDuringExport(t *testing.T) {
 	if err != nil {
 		t.Errorf("export: %v", err)
 	}
-	if u, err := s.Usage(); err != nil || u.Bytes != 0 {
+	if u, err := s.Usage(); err != nil || u.Inodes != emptyInodes {
 		t.Errorf("left: %+v, %v", u, err)
 	}
 	if _, err := s.Export(t.Context(), ref); !errors.Is(err, ErrNotFound) {

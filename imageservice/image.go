@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -42,17 +43,19 @@ type Image struct {
 
 // User returns whom the image's containers run as, in CRI's two forms: a uid,
 // or else a user name that the image's own passwd explains. Both are empty for
-// an image that says nothing. The group part is left out.
-func (i *Image) User() (uid *int64, name string) {
+// an image that says nothing. The group part is left out. Digits alone are a
+// uid and never a name; those that are out of range are an error, for cut to 32
+// bits they might be root (CVE-2024-40635).
+func (i *Image) User() (uid *int64, name string, err error) {
 	user, _, _ := strings.Cut(i.Config.Config.User, ":")
-	if user == "" {
-		return nil, ""
+	if user == "" || strings.Trim(user, "0123456789") != "" {
+		return nil, user, nil
 	}
-	n, err := strconv.ParseInt(user, 10, 64)
+	n, err := strconv.ParseInt(user, 10, 32)
 	if err != nil {
-		return nil, user
+		return nil, "", fmt.Errorf("%w: user %s is no uid", ErrUnsupported, quote(user))
 	}
-	return &n, ""
+	return &n, "", nil
 }
 
 // Auth is how a pull identifies itself, as CRI's AuthConfig. No part of it is

@@ -36,6 +36,7 @@ type scan struct {
 	ctx    context.Context //nolint:containedctx // of this scan alone
 	sums   map[uint64]uint64
 	xattrs bool // look for extended attributes: there may be some
+	sizes  bool // look at nothing but what files take on the disk
 	fresh  bool // read contents from the disk, not from memory
 	buf    []byte
 	visit  func(*listed) error
@@ -118,6 +119,9 @@ func (s *scan) entry(at place) (*listed, error) {
 		return nil, fmt.Errorf("stat: %w", err)
 	}
 	e := s.listed(at.path, &st)
+	if s.sizes {
+		return e, nil
+	}
 	var err error
 	switch e.kind() {
 	case unix.S_IFREG:

@@ -54,6 +54,7 @@ type Store struct {
 	downloads  flights[struct{}]
 	tracker    *tracker
 	background sync.WaitGroup
+	small      smallParts
 
 	// disk is held while records and layers change their names, and before mu.
 	disk sync.Mutex

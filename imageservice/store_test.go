@@ -75,6 +75,7 @@ func TestRestart(t *testing.T) {
 		after.Config.Config.User != before.Config.Config.User || !after.PulledAt.Equal(before.PulledAt) {
 		t.Errorf("before %+v\nafter %+v", before, after)
 	}
+	again.background.Wait()
 	if now, _ := again.Usage(); now != usage {
 		t.Errorf("usage %+v, before %+v", now, usage)
 	}
@@ -154,7 +155,7 @@ func TestRemove(t *testing.T) {
 	if err := s.Remove(context.Background(), y.ID); err != nil {
 		t.Fatal(err)
 	}
-	if usage, err := s.Usage(); err != nil || usage.Bytes != 0 || usage.Inodes != 0 {
+	if usage, err := s.Usage(); err != nil || usage.Inodes != emptyInodes {
 		t.Errorf("usage of nothing: %+v, %v", usage, err)
 	}
 	if err := s.Remove(context.Background(), "a b"); !errors.Is(err, ErrInvalidReference) {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"strconv"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -107,27 +106,21 @@ func imageItem(image *imageservice.Image) *runtimeapi.Image {
 		Spec:        &runtimeapi.ImageSpec{Image: image.ID},
 		Pinned:      image.Pinned,
 	}
-	item.Uid, item.Username = imageUser(image.Config.Config.User)
+	item.Uid, item.Username = imageUser(image)
 	return item
 }
 
-// imageUser splits an image's USER, "USER[:GROUP]", as CRI wants it: the
-// kubelet refuses runAsNonRoot for uid 0 and for names. A number that is no
-// uid is a name here, for as a uid it would pass the kubelet's check and wrap
-// around to root later (CVE-2024-40635).
-func imageUser(user string) (*runtimeapi.Int64Value, string) {
-	user, _, _ = strings.Cut(user, ":")
-	if user == "" {
-		return nil, "" // root, says the kubelet
-	}
-	for _, r := range user {
-		if r < '0' || r > '9' {
-			return nil, user
-		}
-	}
-	uid, err := strconv.ParseInt(user, 10, 32)
-	if err != nil {
+// imageUser says in CRI's words whom the image's containers run as: the kubelet
+// refuses runAsNonRoot for uid 0 and for names. A number that is no uid is shown
+// as a name, which it refuses too, and no container is made with it.
+func imageUser(image *imageservice.Image) (*runtimeapi.Int64Value, string) {
+	uid, name, err := image.User()
+	switch {
+	case err != nil:
+		user, _, _ := strings.Cut(image.Config.Config.User, ":")
 		return nil, user
+	case uid == nil:
+		return nil, name // none is root, says the kubelet
 	}
-	return &runtimeapi.Int64Value{Value: uid}, ""
+	return &runtimeapi.Int64Value{Value: *uid}, ""
 }

@@ -226,7 +226,9 @@ func TestImageUser(t *testing.T) {
 		{"web:web", -1, "web"},
 		{":100", -1, ""},
 	} {
-		uid, name := imageUser(tc.user)
+		image := &imageservice.Image{}
+		image.Config.Config.User = tc.user
+		uid, name := imageUser(image)
 		switch {
 		case tc.uid < 0 && uid != nil, tc.uid >= 0 && (uid == nil || uid.GetValue() != tc.uid), name != tc.name:
 			t.Errorf("%q: got %v, %q", tc.user, uid, name)
