@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // benchItems are files as a distribution's package has them: many small ones,
@@ -105,4 +108,33 @@ func BenchmarkPull(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkListing lists a layer as a pull does, with the sums of its contents
+// known; BenchmarkUnpack of the same files is what it is to be compared with.
+func BenchmarkListing(b *testing.B) {
+	s, base := openStore(b, nil), b.TempDir()
+	items := benchItems("usr", 2000)
+	if _, err := unpackTo(b, archive(b, items...), filepath.Join(base, "diff"), nil); err != nil {
+		b.Fatal(err)
+	}
+	known := &contents{sums: map[uint64]uint64{}}
+	err := filepath.WalkDir(filepath.Join(base, "diff"), func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		known.sums[st.Ino] = 1
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	size := int64(0)
+	for i := 0; b.Loop(); i++ {
+		if _, size, _, err = s.writeListing(b.Context(), filepath.Join(base, fmt.Sprint(i)), filepath.Join(base, "diff"), known); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(size)/float64(len(items)), "bytes/entry")
 }
