@@ -11,8 +11,9 @@ enum {
 	READ_MAX = 65536,
 	PAGE = 4096,
 	LINE_HEAD = 40,		/* "2006-01-02T15:04:05.123456789Z stdout F " */
-	CHUNK = 16,		/* copying may run over the end by this much */
-	FLUSH_AT = 65536,
+	CHUNK = 16,		/* copying and searching may run over the end by this much */
+	FLUSH_AT = 131072,	/* short lines of one read fit in below it */
+	PIPE_SIZE = 262144,	/* of a busy workload */
 	OUT_SIZE = FLUSH_AT + LINE_MAX + PAGE,
 	IN_SIZE = LINE_MAX + READ_MAX + PAGE,
 };
@@ -41,6 +42,7 @@ struct child {
 struct stream {
 	s32 fd;		/* -1: at its end */
 	u32 held;	/* bytes of an unfinished line at the start of in */
+	bool wide;	/* was busy once */
 };
 
 struct attach {

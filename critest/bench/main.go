@@ -24,6 +24,7 @@ type options struct {
 	n      int           // rounds of the latency part
 	pods   int           // pods of the memory part
 	burst  int           // pods of one throughput round
+	logs   int           // MiB of a round of the logs part
 	gap    time.Duration // idle time before each measured call
 	peer   bool
 	binary string
@@ -34,10 +35,11 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.IntVar(&o.n, "n", 30, "`rounds` of each latency")
 	flags.IntVar(&o.pods, "pods", 100, "`pods` of the memory part")
 	flags.IntVar(&o.burst, "burst", 40, "`pods` of a throughput round")
+	flags.IntVar(&o.logs, "logs", 256, "`MiB` of a round of the logs part")
 	flags.DurationVar(&o.gap, "gap", 50*time.Millisecond, "idle `time` before each measured call; back-to-back calls hide the kernel's waits")
 	flags.BoolVar(&o.peer, "peer", true, "measure Debian's containerd and runc, too")
 	flags.StringVar(&o.binary, "binary", "bin/cri-runtime", "the runtime's `file`")
-	flags.StringVar(&o.only, "only", "latency,cni,throughput,cpu,memory,pull,launcher", "comma separated `parts`")
+	flags.StringVar(&o.only, "only", "latency,cni,throughput,cpu,memory,pull,launcher,logs", "comma separated `parts`")
 }
 
 func main() {
@@ -90,6 +92,7 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 		{"memory", b.memory},
 		{"pull", b.pull},
 		{"launcher", b.launcher},
+		{"logs", b.logs},
 	} {
 		if !strings.Contains(","+o.only+",", ","+part.name+",") {
 			continue
