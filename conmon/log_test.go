@@ -156,10 +156,23 @@ func TestLogFullSpeed(t *testing.T) {
 }
 
 func TestLogReopenUnderLoad(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		t.Run(fmt.Sprintf("terminal=%v", terminal), func(t *testing.T) { testLogReopen(t, terminal) })
+	}
+}
+
+func testLogReopen(t *testing.T, terminal bool) {
 	each(t, func(t *testing.T, bin *Binary) {
-		const lines, rotations = 400_000, 50
+		lines, rotations := 400_000, 50
 		b, ctx := newBox(t), testContext(t)
-		m := started(t, bin, b.launch(initProgram(shell(fmt.Sprintf("seq 1 %d; exec sleep 1000", lines))...)))
+		l := b.launch(nil)
+		if l.Terminal = terminal; terminal {
+			lines = 40_000
+			l.Program = terminalProgram(shell(fmt.Sprintf("stty -opost; seq 1 %d; exec sleep 1000", lines))...)
+		} else {
+			l.Program = initProgram(shell(fmt.Sprintf("seq 1 %d; exec sleep 1000", lines))...)
+		}
+		m := started(t, bin, l)
 		names := []string{b.log.Name()}
 		for i := range rotations {
 			next := b.openLog("log." + strconv.Itoa(i))

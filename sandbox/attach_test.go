@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -199,5 +200,47 @@ func TestAttachRefused(t *testing.T) {
 	c := f.run(f.pod(), "c", "sleep", "1000")
 	if err := c.Attach(testContext(t), Streams{Stdin: strings.NewReader(""), Stdout: newSink()}); !errors.Is(err, ErrState) {
 		t.Error(err)
+	}
+}
+
+// Exits in a pod are known at once: one container's process ends all the
+// others, which share its PID namespace, and each has its own code.
+func TestExitsInAPod(t *testing.T) {
+	f := setUp(t)
+	b, err := f.store.Run(testContext(t), f.podConfig("pod", runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_POD), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(name, script string) *Container {
+		c, err := b.CreateContainer(testContext(t), containerConfig(name, runtimeapi.NamespaceMode_POD, "sh", "-c", script), f.image)
+		if err == nil {
+			err = c.Start(testContext(t))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first := start("first", "sleep 1000; :")
+	var all []*Container
+	var sessions []<-chan error
+	for i := range 12 {
+		c := start(fmt.Sprint("c", i), fmt.Sprintf("trap 'exit %d' TERM; echo up; while :; do sleep 2000 & wait; done", i+1))
+		awaitLog(t, c, "up")
+		k := newClient(t, false)
+		k.streams.Stdin = nil
+		all, sessions = append(all, c), append(sessions, session(testContext(t), c, k))
+	}
+	f.exec(first, "sh", "-c", "kill $(ps | busybox awk '/trap .exit/ && !/awk/ { print $1 }')")
+	for i, c := range all {
+		if st := f.await(c); st.ExitCode != int32(i+1) {
+			t.Errorf("container %d: code %d, %s", i, st.ExitCode, st.Reason)
+		}
+		if err := <-sessions[i]; err != nil && !errors.Is(err, ErrState) { // it may have come too late
+			t.Error(err)
+		}
+	}
+	if s := first.Status().State; s != stateRunning {
+		t.Error(s)
 	}
 }

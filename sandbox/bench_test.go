@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"io"
+	"slices"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -36,4 +39,93 @@ func BenchmarkExecSync(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkExec is an exec with streams, until its first output and until its end.
+func BenchmarkExec(b *testing.B) {
+	for _, terminal := range []bool{false, true} {
+		b.Run(fmt.Sprintf("terminal=%v", terminal), func(b *testing.B) {
+			f := setUp(b)
+			c := f.run(f.pod(), "c", "sleep", "1000")
+			var first, end []time.Duration
+			for b.Loop() {
+				k := newClient(b, terminal)
+				begin := time.Now()
+				seen := make(chan time.Duration, 1)
+				go func() {
+					k.stdout.await(b, "x")
+					seen <- time.Since(begin)
+				}()
+				if _, err := c.Exec(context.Background(), []string{"echo", "x"}, k.streams); err != nil {
+					b.Fatal(err)
+				}
+				first, end = append(first, <-seen), append(end, time.Since(begin))
+			}
+			for name, all := range map[string][]time.Duration{"first-output": first, "end": end} {
+				slices.Sort(all)
+				b.ReportMetric(float64(all[len(all)/2].Microseconds()), name+"-p50-us")
+			}
+		})
+	}
+}
+
+// discard counts what it is given.
+type discard struct {
+	n    int
+	want int
+	done chan struct{}
+}
+
+func (d *discard) Write(p []byte) (int, error) {
+	if d.n += len(p); d.n >= d.want && d.done != nil {
+		close(d.done)
+		d.done = nil
+	}
+	return len(p), nil
+}
+
+func (*discard) Close() error { return nil }
+
+// BenchmarkStream is 256 MiB from a command to its client, and 64 MiB from a client to
+// a container and back to that client, as fast as it can read.
+func BenchmarkStream(b *testing.B) {
+	b.Run("exec", func(b *testing.B) {
+		f := setUp(b)
+		c := f.run(f.pod(), "c", "sleep", "1000")
+		b.SetBytes(256 << 20)
+		for b.Loop() {
+			d := &discard{want: 256 << 20, done: make(chan struct{})}
+			done := d.done
+			if _, err := c.Exec(context.Background(), []string{"busybox", "dd", "if=/dev/zero", "bs=256k", "count=1024"}, Streams{Stdout: d}); err != nil {
+				b.Fatal(err)
+			}
+			<-done
+		}
+	})
+	b.Run("attach", func(b *testing.B) {
+		f := setUp(b)
+		c := f.interactive("c", func(c *runtimeapi.ContainerConfig) { c.LogPath = "" }, "cat")
+		b.SetBytes(64 << 20)
+		for b.Loop() {
+			ctx, leave := context.WithCancel(context.Background())
+			r, w := io.Pipe()
+			d := &discard{want: 64 << 20, done: make(chan struct{})}
+			done, ended := d.done, make(chan error, 1)
+			go func() { ended <- c.Attach(ctx, Streams{Stdin: r, Stdout: d}) }()
+			chunk := make([]byte, 256<<10)
+			for range 64 << 20 / len(chunk) {
+				if _, err := w.Write(chunk); err != nil {
+					b.Fatal(err)
+				}
+			}
+			select {
+			case <-done:
+			case err := <-ended:
+				b.Fatal(err)
+			}
+			leave()
+			w.Close()
+			<-ended
+		}
+	})
 }

@@ -96,6 +96,111 @@ static void log_target(const u8 *data, size_t length)
 	shut(&m.log);
 }
 
+/* What is left in a pipe, added to what a client was told. */
+static u32 hear(s32 fd)
+{
+	u8 heard[4096];
+	u32 n = 0;
+
+	for (long got; fd >= 0 && (got = SYS(read, fd, heard, sizeof heard)) > 0;)
+		n += (u32)got;
+	return n;
+}
+
+/*
+ * Clients come, type, listen and leave in any order. Nothing may be lost but by those
+ * who were given up, and no descriptor stays.
+ */
+static void attach_target(const u8 *data, size_t length)
+{
+	s32 far[ATTACH_MAX][3], workload[2];	/* the clients' ends; the workload's stdin */
+	u32 said[ATTACH_MAX][3], n = 0;
+	u64 sigpipe = 1ul << 12;	/* no signal moves the monitor */
+
+	SYS(rt_sigprocmask, SIG_SETMASK, &sigpipe, 0, sizeof sigpipe);
+	memset(&m, 0, sizeof m);
+	memset(far, -1, sizeof far);
+	for (u32 i = 0; i < CONNECTIONS_MAX; i++)
+		m.conn[i].fd = -1;
+	m.epoll = (s32)SYS(epoll_create1, O_CLOEXEC);
+	m.stream[0].fd = m.stream[1].fd = -1;
+	SYS(pipe2, workload, O_NONBLOCK);
+	m.stdin = workload[1];
+	for (; length >= 2; data += 2, length -= 2) {
+		u32 i = data[1] % ATTACH_MAX;
+		switch (data[0] % 7) {
+		case 0: {
+			u16 flags = data[1] & 15;
+			s32 given[3] = { -1, -1, -1 }, mine[3] = { -1, -1, -1 }, pair[2];
+			u32 slot = 0, fds = 0;
+			while (slot < ATTACH_MAX && m.attach[slot].used)
+				slot++;
+			if (!(flags & 7) || (flags & 1 && m.stdin < 0))
+				break;
+			for (u32 k = 0; k < 3; k++) {
+				if (!(flags & 1 << k) || SYS(pipe2, pair, O_NONBLOCK) != 0)
+					continue;
+				given[fds++] = pair[k > 0];
+				mine[k] = pair[k == 0];
+			}
+			require(attach_add(-1, ++n, flags, given) == (slot < ATTACH_MAX ? 0 : EAGAIN), "room for a client");
+			for (u32 k = 0; k < 3; k++) {
+				shut(&given[k]);
+				s32 *to = slot < ATTACH_MAX ? &far[slot][k] : &mine[k];
+				shut(to);
+				*to = slot < ATTACH_MAX ? mine[k] : -1;
+				if (slot < ATTACH_MAX)
+					said[slot][k] = 0;
+			}
+			break;
+		}
+		case 1:
+			if (far[i][0] >= 0)
+				SYS(write, far[i][0], data, data[1]);
+			break;
+		case 2:
+			attach_ready(i * 3 + data[1] / 16 % 3);	/* also without a reason */
+			break;
+		case 3:
+			attach_output(data[1] & 1, (const u8 *)&m, data[1] * 16u);
+			for (u32 k = 0; k < ATTACH_MAX; k++)
+				if (m.attach[k].used && m.attach[k].fd[1 + (data[1] & 1)] >= 0)
+					said[k][1 + (data[1] & 1)] += data[1] * 16u;
+			break;
+		case 4:
+			shut(&far[i][data[1] / 16 % 3]);
+			break;
+		case 5:
+			hear(workload[0]);
+			input_room();
+			break;
+		case 6:
+			if (data[1] > 250)
+				input_end();
+			else if (data[1] > 245)
+				attach_output_end(data[1] & 1);
+			break;
+		}
+	}
+	u32 used = 0;
+	for (u32 i = 0; i < ATTACH_MAX; i++) {
+		used += m.attach[i].used;
+		for (u32 k = 1; k < 3; k++)
+			if (m.attach[i].used && m.attach[i].fd[k] >= 0 && far[i][k] >= 0)
+				require(hear(far[i][k]) == said[i][k], "a client has heard everything");
+	}
+	require(used == m.attached, "attachments are counted");
+	input_end();
+	attach_output_end(0);
+	attach_output_end(1);
+	require(m.attached == 0 && m.stdin < 0, "all is over");
+	for (u32 i = 0; i < ATTACH_MAX; i++)
+		for (u32 k = 0; k < 3; k++)
+			shut(&far[i][k]);
+	shut(&workload[0]);
+	shut(&m.epoll);
+}
+
 int LLVMFuzzerTestOneInput(const u8 *data, size_t length);
 int LLVMFuzzerTestOneInput(const u8 *data, size_t length)
 {
@@ -106,18 +211,21 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t length)
 	memcpy(copy, data + 2, length - 2);
 	u8 *exact = realloc(copy, length - 2 ? length - 2 : 1);
 	length -= 2;
-	switch (mode % 4) {
+	switch (mode % 5) {
 	case 0:
 		packet_check(exact, (u32)length, more);
 		break;
 	case 1:
-		program_check(exact, length, more % (SLOTS - SLOT_FILES + 1), mode & 4);
+		program_check(exact, length, more % (SLOTS - SLOT_FILES + 1), mode & 8);
 		break;
 	case 2:
 		oom_kills(exact, (u32)length);
 		break;
 	case 3:
 		log_target(exact, length);
+		break;
+	case 4:
+		attach_target(exact, length);
 		break;
 	}
 	free(exact);
@@ -142,7 +250,7 @@ int main(void)
 		for (u32 k = 0; k < length; k++)
 			input[k] = next(&state) % newlines ? (u8)next(&state) : '\n';
 		if (i % 2)
-			input[0] = 3;
+			input[0] = i % 4 == 1 ? 3 : 4;
 		LLVMFuzzerTestOneInput(input, length);
 	}
 	puts("ok");
