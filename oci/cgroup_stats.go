@@ -93,6 +93,7 @@ type Stall struct {
 // StatsSource is where the kernel accounts for one cgroup. It is safe for
 // concurrent use.
 type StatsSource struct {
+	path                                       string // below the root of all cgroups
 	v2                                         bool
 	cpuacct, cpu, memory, blkio, pids, hugetlb string // directories, "" without the controller
 	home                                       string // lists the processes
@@ -105,7 +106,7 @@ func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &StatsSource{v2: g.v2, home: c.home().dir}
+	s := &StatsSource{v2: g.v2, home: c.home().dir, path: strings.TrimPrefix(c.places[0].dir, g.hierarchies[0].dir)}
 	for i := range c.places {
 		s.place(&c.places[i])
 	}
@@ -114,6 +115,9 @@ func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
 	}
 	return s, nil
 }
+
+// Path is the cgroup's path below the root of all cgroups.
+func (s *StatsSource) Path() string { return s.path }
 
 func (s *StatsSource) place(p *place) {
 	for _, c := range []struct {

@@ -33,6 +33,7 @@ type Container struct {
 	record containerRecord
 
 	writable writableLayer
+	meter    meter
 
 	// mu guards what follows, and the publishing of status.
 	mu      sync.Mutex
@@ -154,6 +155,10 @@ func (c *Container) cgroup() (*oci.Cgroup, error) {
 }
 
 func (c *Container) publishExit(exit conmon.Exit) {
+	if c.Status().State == stateCreated && !exit.StartFailed && exit.StartedAt != 0 {
+		// It was quicker than the answer to its start: whoever follows events sees both.
+		c.update(func(s *ContainerStatus) { s.State, s.StartedAt = stateRunning, exit.StartedAt })
+	}
 	c.publish(func(s *ContainerStatus) {
 		s.ExitCode, s.StartedAt, s.FinishedAt = exit.Code, exit.StartedAt, exit.FinishedAt
 		switch {
@@ -307,7 +312,7 @@ func (c *Container) remove(ctx context.Context) error {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
 	c.box.forgetName(c)
-	c.store.dropContainer(c)
+	c.store.emit(c.id, c.box, func() { c.store.dropContainer(c) }, eventDeleted)
 	return nil
 }
 

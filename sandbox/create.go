@@ -412,7 +412,7 @@ func (l *launch) publish(m *conmon.Monitor) {
 		User: l.user.CRI(), Resources: &runtimeapi.ContainerResources{Linux: l.config.GetLinux().GetResources()},
 		Rootfs: fmt.Sprintf("/proc/%d/root", m.PID()), Bundle: c.root(),
 	})
-	c.store.addContainer(c)
+	c.store.emit(c.id, c.box, func() { c.store.addContainer(c) }, eventCreated)
 	c.store.watchers.Go(func() { c.watch(m) })
 }
 

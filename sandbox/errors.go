@@ -15,6 +15,10 @@ var (
 	ErrUnsupported = errors.New("not supported")
 	// ErrSlow: an attached client stayed too far behind the container's output.
 	ErrSlow = errors.New("the client did not take the output fast enough and was detached")
+	// ErrOverrun: a subscriber did not keep up, or there are too many.
+	ErrOverrun = errors.New("too many events or subscribers")
+	// ErrClosed: the daemon ends.
+	ErrClosed = errors.New("the daemon ends")
 
 	errTooMany = errors.New("too many files to count at once")
 	errTooDeep = errors.New("directories are nested too deep")

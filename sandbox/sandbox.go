@@ -1,11 +1,13 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +26,8 @@ type Sandbox struct {
 	store  *Store
 	verb   *verbLock
 	status atomic.Pointer[SandboxStatus]
+	meter  meter
+	net    netFile
 
 	// mu guards what follows, and the publishing of status.
 	mu     sync.Mutex
@@ -161,7 +165,7 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 			st.IPs = att.IPs
 		}
 	})
-	b.store.addSandbox(b)
+	b.store.emit(b.id, b, func() { b.store.addSandbox(b) }, eventCreated, eventStarted)
 	klog.V(2).InfoS("Sandbox is ready", "pod", b.id, "name", config.GetMetadata().GetName(), "took", time.Since(time.Unix(0, b.record.CreatedAt)))
 	return nil
 }
@@ -254,7 +258,10 @@ func (b *Sandbox) stop(ctx context.Context) error {
 		return err
 	}
 	// From here on no container can be created any more.
-	b.update(func(st *SandboxStatus) { st.State = sandboxNotReady })
+	if b.Status().State == sandboxReady {
+		b.update(func(st *SandboxStatus) { st.State = sandboxNotReady })
+		b.store.emit(b.id, b, nil, eventStopped)
+	}
 	if b.record.Stopped {
 		return nil
 	}
@@ -269,6 +276,7 @@ func (b *Sandbox) stop(ctx context.Context) error {
 // idempotent. Each part is tried although another one failed.
 func (b *Sandbox) release(ctx context.Context) error {
 	var all error
+	b.net.close() // it would keep the namespace
 	config := b.Status().Config
 	if b.ownNetwork(config) {
 		pod := b.pod()
@@ -305,7 +313,7 @@ func (b *Sandbox) Remove(ctx context.Context) error {
 	if err := b.remove(ctx); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", b.id, err)
 	}
-	b.store.dropSandbox(b)
+	b.store.emit(b.id, b, func() { b.store.dropSandbox(b) }, eventDeleted)
 	return nil
 }
 
@@ -326,11 +334,14 @@ func (b *Sandbox) remove(ctx context.Context) error {
 // containers returns those of this sandbox, the oldest first.
 func (b *Sandbox) containers() []*Container {
 	var own []*Container
-	for _, c := range b.store.Containers() {
+	b.store.mu.RLock()
+	for _, c := range b.store.containers {
 		if c.box == b {
 			own = append(own, c)
 		}
 	}
+	b.store.mu.RUnlock()
+	slices.SortFunc(own, func(x, y *Container) int { return cmp.Compare(x.Status().CreatedAt, y.Status().CreatedAt) })
 	return own
 }
 

@@ -48,6 +48,12 @@ func (c *Container) update(change func(s *ContainerStatus)) bool {
 		return false
 	}
 	c.status.Store(&next)
+	switch {
+	case next.State == stateExited:
+		c.store.emit(c.id, c.box, nil, eventStopped)
+	case next.State == stateRunning && old.State == stateCreated:
+		c.store.emit(c.id, c.box, nil, eventStarted)
+	}
 	return true
 }
 

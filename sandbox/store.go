@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -64,6 +65,9 @@ type Store struct {
 	filters  seccomp.Cache
 	measurer *measurer
 	features Features
+	events   events
+	readers  sync.Pool    // of *oci.StatsReader
+	netFiles atomic.Int32 // open for statistics
 
 	userNSProblem error // why there is no userNS
 
@@ -89,6 +93,7 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		names:      map[string]*flight[*Sandbox]{},
 		measurer:   newMeasurer(),
 	}
+	s.events.open()
 	var undo cleanup
 	defer undo.undo(&err)
 	undo.add(s.Close)
@@ -147,6 +152,10 @@ func (s *Store) Close() error {
 	}
 	var all error
 	s.measurer.close()
+	s.events.close()
+	for _, b := range s.Sandboxes() {
+		b.net.close()
+	}
 	for _, c := range s.Containers() {
 		all = errors.Join(all, c.detach())
 	}

@@ -1,0 +1,144 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/oci"
+)
+
+const (
+	// A rate of less time than this is noise, and of more is no rate of now.
+	shortestWindow = 200 * time.Millisecond
+	longestWindow  = 2 * time.Minute
+	maxProcesses   = 1 << 16 // of a container or a pod that are counted
+)
+
+// Usage is what a container or a pod uses, as the kernel accounts for it: no
+// monitor is asked and no verb waited for.
+type Usage struct {
+	At             int64  // ns since the epoch
+	Cgroup         string // path below the root of all cgroups
+	NanoCores      uint64 // of processor time per second since an earlier look
+	NanoCoresKnown bool   // false at the first look
+	Processes      int
+	PIDs           []int // with detail only
+	oci.CgroupStats
+}
+
+// meter is what an object keeps between two looks at it.
+type meter struct {
+	source atomic.Pointer[oci.StatsSource]
+	rate   rate
+}
+
+// rate turns a counter into a rate.
+type rate struct {
+	mu    sync.Mutex
+	at    int64
+	usage uint64
+	cores uint64
+	known bool
+}
+
+// add takes a sample and returns the rate over the window that it ends.
+func (r *rate) add(at int64, usage uint64) (cores uint64, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	window := time.Duration(at - r.at)
+	switch {
+	case r.at == 0 || usage < r.usage || window > longestWindow:
+		r.at, r.usage, r.cores, r.known = at, usage, 0, false
+	case window >= shortestWindow:
+		r.cores, r.known = uint64(float64(usage-r.usage)*float64(time.Second)/float64(window)), true
+		r.at, r.usage = at, usage
+	}
+	return r.cores, r.known
+}
+
+// Usage looks at the container; ErrNotFound says that its cgroup is gone, as
+// when it is being removed. Without detail the processes aren't counted.
+func (c *Container) Usage(detail bool) (*Usage, error) {
+	u, err := c.store.usage(&c.meter, c.record.Cgroup, detail, detail)
+	if err != nil {
+		return nil, fmt.Errorf("usage of container %s: %w", c.id, err)
+	}
+	return u, nil
+}
+
+// Usage looks at the pod's cgroup, with all that is in it.
+func (b *Sandbox) Usage(detail bool) (*Usage, error) {
+	u, err := b.store.usage(&b.meter, b.Status().Cgroup, detail, true)
+	if err != nil {
+		return nil, fmt.Errorf("usage of sandbox %s: %w", b.id, err)
+	}
+	return u, nil
+}
+
+func (s *Store) usage(m *meter, cgroup string, detail, processes bool) (*Usage, error) {
+	source := m.source.Load()
+	if source == nil {
+		var err error
+		if source, err = s.cgroups.StatsSource(cgroup); err != nil {
+			return nil, err
+		}
+		m.source.Store(source)
+	}
+	reader := s.reader()
+	defer s.readers.Put(reader)
+	u := &Usage{At: time.Now().UnixNano(), Cgroup: source.Path()}
+	err := reader.Read(source, &u.CgroupStats, detail)
+	if errors.Is(err, oci.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if u.CPU.Known {
+		u.NanoCores, u.NanoCoresKnown = m.rate.add(u.At, u.CPU.Usage)
+	}
+	if processes {
+		pids := reader.Processes(source, maxProcesses)
+		u.Processes = len(pids)
+		if detail {
+			u.PIDs = pids
+		}
+	}
+	return u, nil
+}
+
+func (s *Store) reader() *oci.StatsReader {
+	if r, ok := s.readers.Get().(*oci.StatsReader); ok {
+		return r
+	}
+	return oci.NewStatsReader()
+}
+
+// Volume is the file system on which the containers' writable layers are.
+type Volume struct {
+	Device             string // MAJOR:MINOR
+	Bytes              uint64
+	Inodes, FreeInodes uint64
+}
+
+// WritablePath is the directory of the writable layers.
+func (s *Store) WritablePath() string { return s.root("containers") }
+
+// Volume looks at the file system of the writable layers.
+func (s *Store) Volume() (Volume, error) {
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	path := s.root("containers")
+	if err := errors.Join(unix.Stat(path, &st), unix.Statfs(path, &fs)); err != nil {
+		return Volume{}, fmt.Errorf("file system of %s: %w", path, err)
+	}
+	return Volume{
+		Device: fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)),
+		Bytes:  fs.Blocks * uint64(fs.Bsize), Inodes: fs.Files, FreeInodes: fs.Ffree,
+	}, nil
+}
