@@ -60,6 +60,8 @@ func codeOf(err error) codes.Code {
 		{sandbox.ErrInvalid, codes.InvalidArgument},
 		{sandbox.ErrState, codes.FailedPrecondition},
 		{sandbox.ErrUnsupported, codes.Unimplemented},
+		{sandbox.ErrOverrun, codes.ResourceExhausted},
+		{sandbox.ErrClosed, codes.Unavailable},
 		{oci.ErrInvalid, codes.InvalidArgument},
 		{oci.ErrUnsupported, codes.Unimplemented},
 		// What the request names is missing on the host or in the image: NotFound

@@ -76,8 +76,13 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.Pod
 	if err != nil {
 		return nil, err
 	}
-	st := box.Status()
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(st)}
+	st, containers, at := box.Pod()
+	// The kubelet's evented PLEG takes the statuses together with their time.
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(st), Timestamp: at}
+	names := newImageNames(s.config.Images)
+	for _, c := range containers {
+		resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(c, names))
+	}
 	if req.GetVerbose() {
 		resp.Info = map[string]string{"info": toJSON(podInfo(st))}
 	}

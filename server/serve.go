@@ -49,6 +49,7 @@ func (s *Server) serveRPCs(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
+	close(s.ending) // RPCs that never end by themselves do now
 	err := stop(g, s.config.StopGrace)
 	if serveErr := <-served; serveErr != nil && !errors.Is(serveErr, grpc.ErrServerStopped) {
 		err = errors.Join(err, fmt.Errorf("serve %s: %w", l.Addr(), serveErr))

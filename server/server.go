@@ -108,6 +108,9 @@ type Server struct {
 	version   string
 	holds     *holds
 	streaming *streaming
+	ending    chan struct{} // closed when Serve is told to stop
+	metrics   []metric
+	devices   *deviceNames
 }
 
 // New checks config and holds the images of the containers that exist. After
@@ -135,7 +138,10 @@ func New(config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, version: semanticVersion(config.Version), holds: newHolds(config.Images, config.Runtime), streaming: streams}
+	s := &Server{
+		config: config, version: semanticVersion(config.Version), holds: newHolds(config.Images, config.Runtime), streaming: streams,
+		ending: make(chan struct{}), metrics: metricTable(), devices: newDeviceNames(),
+	}
 	for _, c := range config.Runtime.Containers() {
 		holdExisting(config.Images, c.Status())
 	}

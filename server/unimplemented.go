@@ -6,28 +6,11 @@ import "fmt"
 // answer, by its full method name, with what the client is told. A test
 // compares the list with what the services define.
 func unimplemented() map[string]string {
-	const (
-		stats      = "statistics are not served yet"
-		listStream = "streamed lists are not served yet; the List RPC of the same objects is"
-		metrics    = "CRI metrics are not served yet"
-		checkpoint = "checkpoint and restore are not served yet"
-	)
+	const checkpoint = "checkpoint and restore are not served yet"
 	rpcs := map[string]string{
-		"ContainerStats":          stats,
-		"ListContainerStats":      stats,
-		"StreamContainerStats":    stats,
-		"PodSandboxStats":         stats,
-		"ListPodSandboxStats":     stats,
-		"StreamPodSandboxStats":   stats,
-		"StreamPodSandboxes":      listStream,
-		"StreamContainers":        listStream,
-		"ListMetricDescriptors":   metrics,
-		"ListPodSandboxMetrics":   metrics,
-		"StreamPodSandboxMetrics": metrics,
-		"CheckpointContainer":     checkpoint,
-		"CheckpointPod":           checkpoint,
-		"RestorePod":              checkpoint,
-		"GetContainerEvents":      "container events are not served yet; the kubelet's generic PLEG polls",
+		"CheckpointContainer": checkpoint,
+		"CheckpointPod":       checkpoint,
+		"RestorePod":          checkpoint,
 	}
 	methods := map[string]string{}
 	for rpc, why := range rpcs {
