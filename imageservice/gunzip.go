@@ -31,9 +31,10 @@ var (
 	errGzipSum    = errors.New("gzip: checksum or size is wrong")
 )
 
-// gunzip decompresses gzip members one after another. Half of the time of a
-// pull is spent here, which is why it is not the library's: this one is about
-// twice as fast (BenchmarkGunzip).
+// gunzip decompresses gzip members one after another. It is the largest part of
+// a pull's processor time, which is why it is not the library's: on layers of
+// Debian packages this one takes 0.6 to 0.75 of the time. On content without
+// matches, as in BenchmarkGunzip, it gains nothing.
 type gunzip struct {
 	source io.Reader
 	in     []byte // in[pos:end] is to be decoded, after what is in bits
