@@ -214,7 +214,7 @@ func TestExecTerminal(t *testing.T) {
 		types("until [ \"$(stty size)\" = '50 120' ]; do :; done; echo second-$(stty size)")
 		shows.await(t, "second-50 120")
 		types("echo runs-$((3+4)); sleep 1000")
-		shows.await(t, "runs-7") // the terminal is not the shell's line editor's any more
+		shows.await(t, "runs-7")                                    // the terminal is not the shell's line editor's any more
 		if _, err := io.WriteString(keyboard, "\x03"); err != nil { // ^C goes to the foreground alone
 			t.Fatal(err)
 		}
@@ -425,4 +425,3 @@ func TestShutDownEndsStreams(t *testing.T) {
 		}
 	})
 }
-

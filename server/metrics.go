@@ -109,12 +109,12 @@ func (s *runtimeService) containerMetrics(c *sandbox.Container, pod *sandbox.San
 	bytes, _, at := c.WritableLayer()
 	o.written, o.writtenKnown = bytes, !at.IsZero()
 	meta := pod.Config.GetMetadata()
-	return s.observe(o, []string{u.Cgroup, st.ID, image, st.Config.GetMetadata().GetName(), meta.GetName(), meta.GetNamespace()})
+	return observe(s.metrics, o, []string{u.Cgroup, st.ID, image, st.Config.GetMetadata().GetName(), meta.GetName(), meta.GetNamespace()})
 }
 
 func (s *runtimeService) podMetrics(box *sandbox.Sandbox) []*runtimeapi.Metric {
 	st := box.Status()
-	u, err := box.Usage(true)
+	u, err := box.Usage(false)
 	if err != nil {
 		if !errors.Is(err, sandbox.ErrNotFound) {
 			klog.ErrorS(err, "Metrics of a sandbox", "pod", st.ID)
@@ -126,15 +126,15 @@ func (s *runtimeService) podMetrics(box *sandbox.Sandbox) []*runtimeapi.Metric {
 		klog.ErrorS(err, "Network metrics of a sandbox", "pod", st.ID)
 	}
 	meta := st.Config.GetMetadata()
-	return s.observe(o, []string{u.Cgroup, st.ID, "", "", meta.GetName(), meta.GetNamespace()})
+	return observe(s.podTable, o, []string{u.Cgroup, st.ID, "", "", meta.GetName(), meta.GetNamespace()})
 }
 
-// observe computes all metrics of o. They are made in few pieces: there are
+// observe computes the metrics of a table for o. They are made in few pieces: there are
 // thousands in an answer.
-func (s *Server) observe(o *observation, labels []string) []*runtimeapi.Metric {
+func observe(table []metric, o *observation, labels []string) []*runtimeapi.Metric {
 	b := &metricSlab{labels: labels[:len(labels):len(labels)]}
-	for i := range s.metrics {
-		b.metric = &s.metrics[i]
+	for i := range table {
+		b.metric = &table[i]
 		b.metric.values(o, b.add)
 	}
 	return b.out

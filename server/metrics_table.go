@@ -1,7 +1,9 @@
 package server
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -36,6 +38,20 @@ func metricTable() []metric {
 		all = append(all, part...)
 	}
 	return all
+}
+
+// podMetricTable is what pods have: their network, and of their cgroup what
+// needs no look in detail. The rest is the sum of the containers'.
+func podMetricTable() []metric {
+	all := slices.Concat(networkMetrics(), specMetrics(), cpuMetrics(), memoryMetrics(), processMetrics())
+	return slices.DeleteFunc(all, func(m metric) bool {
+		switch m.name {
+		case "container_last_seen", "container_start_time_seconds", "container_cpu_usage_seconds_total", "container_memory_usage_bytes",
+			"container_memory_working_set_bytes", "container_memory_rss", "container_memory_cache", "container_memory_swap", "container_processes", "container_threads":
+			return false
+		}
+		return !strings.HasPrefix(m.name, "container_network_")
+	})
 }
 
 type (

@@ -78,7 +78,7 @@ func TestMetricsMatchDescriptors(t *testing.T) {
 	base := []string{"/kubepods/pod/c", "c", "image", "name", "pod", "namespace"}
 	seen := map[string]bool{}
 	values := map[string]uint64{}
-	for _, m := range s.observe(full, base) {
+	for _, m := range observe(s.metrics, full, base) {
 		values[m.Name] = m.Value.Value
 		i := slices.IndexFunc(s.metrics, func(d metric) bool { return d.name == m.Name })
 		if i < 0 || len(m.LabelValues) != len(baseLabels())+len(s.metrics[i].labels) || !slices.Equal(m.LabelValues[:len(base)], base) || m.Timestamp != 0 {
@@ -104,7 +104,7 @@ func TestMetricsMatchDescriptors(t *testing.T) {
 		}
 	}
 	// Nothing known, nothing said: no zero stands for an absent figure.
-	for _, m := range s.observe(&observation{Usage: &sandbox.Usage{}}, base) {
+	for _, m := range observe(s.metrics, &observation{Usage: &sandbox.Usage{}}, base) {
 		if m.Name != "container_last_seen" && m.Name != "container_start_time_seconds" {
 			t.Errorf("of nothing: %v", m)
 		}
@@ -131,6 +131,6 @@ func BenchmarkObserve(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		s.observe(o, []string{"a", "b", "c", "d", "e", "f"})
+		observe(s.metrics, o, []string{"a", "b", "c", "d", "e", "f"})
 	}
 }

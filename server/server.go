@@ -109,7 +109,8 @@ type Server struct {
 	holds     *holds
 	streaming *streaming
 	ending    chan struct{} // closed when Serve is told to stop
-	metrics   []metric
+	metrics   []metric      // of containers
+	podTable  []metric
 	devices   *deviceNames
 }
 
@@ -140,7 +141,7 @@ func New(config Config) (*Server, error) {
 	}
 	s := &Server{
 		config: config, version: semanticVersion(config.Version), holds: newHolds(config.Images, config.Runtime), streaming: streams,
-		ending: make(chan struct{}), metrics: metricTable(), devices: newDeviceNames(),
+		ending: make(chan struct{}), metrics: metricTable(), podTable: podMetricTable(), devices: newDeviceNames(),
 	}
 	for _, c := range config.Runtime.Containers() {
 		holdExisting(config.Images, c.Status())

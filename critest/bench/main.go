@@ -90,6 +90,7 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 		{"throughput", b.throughput},
 		{"cpu", b.cpu},
 		{"memory", b.memory},
+		{"stats", b.stats},
 		{"pull", b.pull},
 		{"launcher", b.launcher},
 		{"logs", b.logs},
