@@ -69,63 +69,67 @@ func BenchmarkExec(b *testing.B) {
 	}
 }
 
-// discard counts what it is given.
-type discard struct {
-	n    int
-	want int
-	done chan struct{}
-}
+// discard tells how much it has been given.
+type discard struct{ given chan int }
 
 func (d *discard) Write(p []byte) (int, error) {
-	if d.n += len(p); d.n >= d.want && d.done != nil {
-		close(d.done)
-		d.done = nil
-	}
+	d.given <- len(p)
 	return len(p), nil
 }
 
 func (*discard) Close() error { return nil }
 
-// BenchmarkStream is 256 MiB from a command to its client, and 64 MiB from a client to
-// a container and back to that client, as fast as it can read.
+// await waits until the discard has got that many bytes more.
+func (d *discard) await(b *testing.B, n int, ended <-chan error) {
+	b.Helper()
+	for n > 0 {
+		select {
+		case got := <-d.given:
+			n -= got
+		case err := <-ended:
+			b.Fatal("ended too early: ", err)
+		}
+	}
+}
+
+// BenchmarkStream is 256 MiB from a command to its client; and 64 MiB, in pieces of 256
+// KiB, from an attached client to a container and back.
 func BenchmarkStream(b *testing.B) {
 	b.Run("exec", func(b *testing.B) {
 		f := setUp(b)
 		c := f.run(f.pod(), "c", "sleep", "1000")
 		b.SetBytes(256 << 20)
 		for b.Loop() {
-			d := &discard{want: 256 << 20, done: make(chan struct{})}
-			done := d.done
-			if _, err := c.Exec(context.Background(), []string{"busybox", "dd", "if=/dev/zero", "bs=256k", "count=1024"}, Streams{Stdout: d}); err != nil {
+			d, ended := &discard{given: make(chan int, 64)}, make(chan error, 1)
+			go func() {
+				_, err := c.Exec(context.Background(), []string{"busybox", "dd", "if=/dev/zero", "bs=256k", "count=1024"}, Streams{Stdout: d})
+				ended <- err
+			}()
+			d.await(b, 256<<20, nil)
+			if err := <-ended; err != nil {
 				b.Fatal(err)
 			}
-			<-done
 		}
 	})
 	b.Run("attach", func(b *testing.B) {
 		f := setUp(b)
 		c := f.interactive("c", func(c *runtimeapi.ContainerConfig) { c.LogPath = "" }, "cat")
 		b.SetBytes(64 << 20)
+		ctx, leave := context.WithCancel(context.Background())
+		r, w := io.Pipe()
+		d, ended := &discard{given: make(chan int, 64)}, make(chan error, 1)
+		go func() { ended <- c.Attach(ctx, Streams{Stdin: r, Stdout: d}) }()
+		chunk := make([]byte, 256<<10)
 		for b.Loop() {
-			ctx, leave := context.WithCancel(context.Background())
-			r, w := io.Pipe()
-			d := &discard{want: 64 << 20, done: make(chan struct{})}
-			done, ended := d.done, make(chan error, 1)
-			go func() { ended <- c.Attach(ctx, Streams{Stdin: r, Stdout: d}) }()
-			chunk := make([]byte, 256<<10)
 			for range 64 << 20 / len(chunk) {
 				if _, err := w.Write(chunk); err != nil {
 					b.Fatal(err)
 				}
+				d.await(b, len(chunk), ended)
 			}
-			select {
-			case <-done:
-			case err := <-ended:
-				b.Fatal(err)
-			}
-			leave()
-			w.Close()
-			<-ended
 		}
+		leave()
+		w.Close()
+		<-ended
 	})
 }
