@@ -44,6 +44,22 @@ func hostile(base Layer, specs map[string]Spec) {
 		l.plain, l.gzipped = nil, nil
 		specs["hostile-"+name] = Spec{Layers: []Layer{l}, Config: busyboxConfig()}
 	}
+	// Pulled gladly, but what they have in the place of mount points must not
+	// lead out of them, nor may what they say of themselves select anything.
+	link := func(name, at string) {
+		specs["link-"+name] = Spec{Layers: []Layer{base, {Entries: []Entry{Symlink(at, up+"tmp")}}}, Config: busyboxConfig()}
+	}
+	link("dev", "dev")
+	link("proc", "proc")
+	link("sys", "sys")
+	claims := busyboxConfig()
+	claims.Volumes = map[string]struct{}{"/" + up + "tmp/critest-canary": {}, "/data": {}}
+	claims.Labels = map[string]string{
+		"containerd.io/restart.policy": "always", "containerd.io/restart.loguri": "binary:///bin/touch?" + Canary,
+		"io.kubernetes.cri-o.Volumes": "/etc:/data", "io.container.runtime.hook": "/bin/touch " + Canary,
+	}
+	specs["claims"] = Spec{Layers: []Layer{base}, Config: claims}
+
 	specs["hostile-config"] = Spec{Layers: []Layer{base}, RawConfig: []byte(`{"rootfs":`)}
 	specs["hostile-config-layers"] = Spec{
 		Layers:    []Layer{base},
