@@ -128,12 +128,8 @@ type step struct {
 
 func (p *pod) steps(network bool) []step {
 	cri := p.on.CRI
-	runGoal := "<= 2"
-	if network {
-		runGoal = "plugins + 8"
-	}
 	all := []step{
-		{"RunPodSandbox", runGoal, p.run},
+		{"RunPodSandbox", "<= 2", p.run},
 		{"CreateContainer", "", func(ctx context.Context) error { return p.create(ctx, images.Signaller()) }},
 		{"StartContainer", "", func(ctx context.Context) error { return cri.StartContainer(ctx, p.container) }},
 		{"ExecSync true", "<= 2.5", func(ctx context.Context) error {

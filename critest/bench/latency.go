@@ -2,23 +2,31 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/cri-runtime/cri-runtime/critest/harness"
 )
 
 func (b *bench) latency(ctx context.Context) error {
-	_, err := b.latencies(ctx, false, "", func() error { return nil })
+	_, err := b.latencies(ctx, "", "", func() error { return nil })
 	return err
 }
 
 // latencies measures n interleaved cycles of each runtime, and calls also
-// once in each round; it returns the samples of the first step.
-func (b *bench) latencies(ctx context.Context, network bool, suffix string, also func() error) ([]samples, error) {
+// once in each round; it returns the samples of the first step. Pods have a
+// network if there is a goal for it.
+func (b *bench) latencies(ctx context.Context, networkGoal, suffix string, also func() error) ([]samples, error) {
+	network := networkGoal != ""
 	steps := (&pod{on: b.runtimes[0]}).steps(network)
+	if network {
+		steps[0].goal = networkGoal
+	}
 	taken := make([][]samples, len(steps))
 	up := make([]samples, len(b.runtimes))
 	for i := range taken {
@@ -50,6 +58,33 @@ func (b *bench) latencies(ctx context.Context, network bool, suffix string, also
 	return taken[0], nil
 }
 
+// builtin measures pods with the runtime's own network beside the peer's with
+// its plugins.
+func (b *bench) builtin(ctx context.Context) (err error) {
+	o := harness.Options{Registry: b.registry.Address, Builtin: true}
+	if o.Binary, err = filepath.Abs(b.options.binary); err != nil {
+		return fmt.Errorf("binary: %w", err)
+	}
+	own, err := harness.New(ctx, o)
+	if err != nil {
+		return err
+	}
+	with := *b
+	with.runtimes = append([]*runtime{{Runtime: own, image: b.runtimes[0].image}}, b.runtimes[1:]...)
+	defer func() {
+		b.serial = with.serial
+		err = errors.Join(err, own.Close(context.WithoutCancel(ctx)))
+	}()
+	if err := isolate(own); err != nil {
+		return err
+	}
+	if _, err := with.cycle(ctx, with.runtimes[0], true, 0); err != nil { // makes the bridge
+		return err
+	}
+	_, err = with.latencies(ctx, "<= 8", ", built-in network", func() error { return nil })
+	return err
+}
+
 // cni measures pods with a network, and the plugins alone in the same rounds:
 // what of RunPodSandbox is not the runtime's.
 func (b *bench) cni(ctx context.Context) error {
@@ -63,7 +98,7 @@ func (b *bench) cni(ctx context.Context) error {
 		cni:  libcni.NewCNIConfigWithCacheDir([]string{bin, "/usr/lib/cni"}, filepath.Join(r.Dir, "bench-cni"), nil),
 		list: list, ns: r.Tag + "ns", gap: b.options.gap,
 	}
-	run, err := b.latencies(ctx, true, ", CNI", func() error { return p.sample(ctx) })
+	run, err := b.latencies(ctx, "plugins + 8", ", CNI", func() error { return p.sample(ctx) })
 	if err != nil {
 		return err
 	}
