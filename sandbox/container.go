@@ -82,7 +82,7 @@ func (c *Container) Start(ctx context.Context) error {
 		return err
 	}
 	defer c.box.verb.unlock()
-	if err := c.box.require("start container", sandboxReady); err != nil {
+	if err := c.box.requireReady("start container"); err != nil {
 		return err
 	}
 	if err := c.require("start", stateCreated); err != nil {

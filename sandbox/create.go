@@ -88,7 +88,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		return err
 	}
 	defer c.box.verb.unlock()
-	if err := c.box.require("create container", sandboxReady); err != nil {
+	if err := c.box.requireReady("create container"); err != nil {
 		return err
 	}
 	defer func() {

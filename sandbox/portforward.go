@@ -17,7 +17,7 @@ const dialTimeout = 10 * time.Second
 
 // Dial connects to a port of the pod's loopback interface, by IPv4 or else IPv6.
 func (b *Sandbox) Dial(ctx context.Context, port uint16) (net.Conn, error) {
-	if err := b.require("forward a port", sandboxReady); err != nil {
+	if err := b.requireReady("forward a port"); err != nil {
 		return nil, err
 	}
 	path := b.Status().NetNS

@@ -74,9 +74,9 @@ func (c *Container) require(verb string, states ...runtimeapi.ContainerState) er
 	return nil
 }
 
-// require is the guard of the verbs.
-func (b *Sandbox) require(verb string, state runtimeapi.PodSandboxState) error {
-	if s := b.Status().State; s != state {
+// requireReady is the guard of the verbs.
+func (b *Sandbox) requireReady(verb string) error {
+	if b.Status().State != sandboxReady {
 		return fmt.Errorf("%s in sandbox %s: it is not ready: %w", verb, b.id, ErrState)
 	}
 	return nil

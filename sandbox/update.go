@@ -122,7 +122,7 @@ func (b *Sandbox) Update(ctx context.Context, overhead, resources *runtimeapi.Li
 		return err
 	}
 	defer b.verb.unlock()
-	if err := b.require("update", sandboxReady); err != nil {
+	if err := b.requireReady("update"); err != nil {
 		return err
 	}
 	config, ok := proto.Clone(b.Status().Config).(*runtimeapi.PodSandboxConfig)

@@ -25,6 +25,7 @@ const (
 	defaultConfigFile = "/etc/cri-runtime/config.toml"
 	maxConfigBytes    = 1 << 20
 	maxSocketPath     = 107 // sun_path less its final zero
+	maxHandler        = 63  // bytes of a RuntimeClass's handler, a DNS label
 )
 
 // config is what an administrator may choose. default.toml documents each key.
@@ -35,6 +36,7 @@ type config struct {
 	LogLevel     int           `toml:"log_level"`
 	CgroupDriver string        `toml:"cgroup_driver"`
 	CgroupParent string        `toml:"cgroup_parent"`
+	Handlers     []string      `toml:"handlers"`
 	CDISpecDirs  []string      `toml:"cdi_spec_dirs"`
 	Network      networkConfig `toml:"network"`
 	Image        imageConfig   `toml:"image"`
@@ -218,6 +220,11 @@ func (c *config) checkChoices() error {
 	}
 	if c.CgroupParent != "" && strings.Contains("/"+c.CgroupParent+"/", "/../") {
 		return &keyError{"cgroup_parent", fmt.Sprintf("%q climbs with ..", c.CgroupParent)}
+	}
+	for _, name := range c.Handlers {
+		if name == "" || len(name) > maxHandler || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return &keyError{"handlers", fmt.Sprintf("%q cannot be the handler of a RuntimeClass", name)}
+		}
 	}
 	for _, n := range []struct {
 		key          string

@@ -99,6 +99,8 @@ func TestConfigFileErrors(t *testing.T) {
 		{"line by a dotted key", "root = '/a'\nlog.line_bytes = 1", []string{":2: log.line_bytes"}},
 		{"cgroup driver", "cgroup_driver = 'none'", []string{":1: cgroup_driver:", "systemd"}},
 		{"cgroup parent climbs", "cgroup_parent = '/a/../b'", []string{":1: cgroup_parent:"}},
+		{"handler with a slash", "handlers = ['a/b']", []string{":1: handlers"}},
+		{"subnet that is none", "[network]\nsubnets = ['10.0.0.1']", []string{":2: network.subnets"}},
 		{"no plugin directory", "[network]\nbin_dirs = []", []string{":2: network.bin_dirs"}},
 		{"relative plugin directory", "[network]\nbin_dirs = ['a']", []string{":2: network.bin_dirs"}},
 		{"not UTF-8", "root = '/a'\n# \xff\xfe", []string{":2: not UTF-8"}},

@@ -163,7 +163,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		Runtime: store, Images: images, Observe: metrics.RPC,
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() }, PodSubnets: pods.SetSubnets,
 		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
-		Handlers: []*runtimeapi.RuntimeHandler{{Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}}},
+		Handlers: c.handlers(&runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}),
 		Streaming: server.StreamingConfig{
 			Address: c.Streaming.Address, Port: c.Streaming.Port, CertFile: c.Streaming.TLSCertFile, KeyFile: c.Streaming.TLSKeyFile,
 			IdleTimeout: c.Streaming.IdleTimeout.Duration, CreationTimeout: c.Streaming.CreationTimeout.Duration,
@@ -180,6 +180,15 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	}
 	defer stop()
 	return serveOn(ctx, c, cri, store.Notes())
+}
+
+// handlers are what RuntimeClasses may name, the default one first.
+func (c *config) handlers(features *runtimeapi.RuntimeHandlerFeatures) []*runtimeapi.RuntimeHandler {
+	out := []*runtimeapi.RuntimeHandler{{Features: features}}
+	for _, name := range c.Handlers {
+		out = append(out, &runtimeapi.RuntimeHandler{Name: name, Features: features})
+	}
+	return out
 }
 
 // serveOn answers requests on the CRI socket until ctx ends.
