@@ -106,7 +106,11 @@ func (s *streaming) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 // listen makes the socket; from then on there are URLs.
 func (s *streaming) listen(ctx context.Context) (net.Listener, error) {
 	address := net.JoinHostPort(s.config.Address, strconv.Itoa(s.config.Port))
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	network := "tcp"
+	if ip, err := netip.ParseAddr(s.config.Address); err == nil && ip.Is4() {
+		network = "tcp4" // tcp would make [::] of 0.0.0.0
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams on %s: %w", address, err)
 	}
