@@ -13,7 +13,7 @@ import (
 
 const (
 	maxDocument  = 8 << 20 // bytes of an index, a manifest or a config
-	maxLayers    = 500     // what the kernel's overlay can stack
+	maxLayers    = 498     // the kernel stacks 500; two are implicit parents and the skeleton
 	maxManifests = 4096    // entries of an index
 
 	typeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"

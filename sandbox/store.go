@@ -178,6 +178,9 @@ func (s *Store) Close() error {
 	return all
 }
 
+// HasHugepages tells whether the kernel accounts huge pages to containers.
+func (s *Store) HasHugepages() bool { return len(s.host.HugepageSizes) > 0 }
+
 // Notes says in one line each what this daemon cannot do on this host.
 func (s *Store) Notes() []string {
 	var notes []string

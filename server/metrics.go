@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,11 +23,14 @@ func baseLabels() []string {
 	return []string{"id", "name", "image", "container", "pod", "namespace"}
 }
 
-// ListMetricDescriptors names the metrics that there can be.
+// ListMetricDescriptors names the metrics that there can be on this node.
 func (s *runtimeService) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
 	resp := &runtimeapi.ListMetricDescriptorsResponse{}
 	for i := range s.metrics {
 		m := &s.metrics[i]
+		if strings.HasPrefix(m.name, "container_hugetlb_") && !s.config.Runtime.HasHugepages() {
+			continue
+		}
 		resp.Descriptors = append(resp.Descriptors, &runtimeapi.MetricDescriptor{
 			Name: m.name, Help: m.help, LabelKeys: append(baseLabels(), m.labels...),
 		})
