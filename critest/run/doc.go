@@ -2,7 +2,7 @@
 // test this runtime (or Debian's containerd) and prints what passed, failed
 // and was skipped. The project's own tests do not need it.
 //
-//	go run ./critest/run -critest PATH [-parallel N] [-repeat N] [-websocket] [-benchmark] [-peer] [-- flags of critest]
+//	go run ./critest/run -critest PATH [-crictl PATH] [-parallel N] [-repeat N] [-websocket] [-benchmark] [-peer] [-- flags of critest]
 //
 // The suite's images come from a registry on the loopback interface that is
 // filled with equivalents of our own making. One of them is asked for by the

@@ -20,13 +20,14 @@ import (
 )
 
 var (
-	errNoSuite = errors.New("name the suite's binary with -critest")
+	errNoSuite = errors.New("name a binary with -critest or -crictl")
 	errFailed  = errors.New("specs failed")
 	errDigest  = errors.New("does not contain the digest of its image; is it the conformance suite?")
 )
 
 type options struct {
 	suite     string
+	crictl    string
 	binary    string
 	plugins   string
 	parallel  int
@@ -41,6 +42,7 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.suite, "critest", "", "the suite's `file`")
+	flag.StringVar(&o.crictl, "crictl", "", "crictl's `file`, to run a session with it, too")
 	flag.StringVar(&o.binary, "runtime", "bin/cri-runtime", "the daemon's `file`")
 	flag.StringVar(&o.plugins, "cni", "bin/cni", "`directory` of the CNI plugins")
 	flag.IntVar(&o.parallel, "parallel", 1, "specs at once; more than one needs the command ginkgo in PATH")
@@ -60,10 +62,13 @@ func main() {
 }
 
 func run(ctx context.Context, o *options, out io.Writer) (err error) {
-	if o.suite == "" {
+	if o.suite == "" && o.crictl == "" {
 		return errNoSuite
 	}
-	for _, path := range []*string{&o.suite, &o.binary, &o.plugins} {
+	for _, path := range []*string{&o.suite, &o.crictl, &o.binary, &o.plugins} {
+		if *path == "" {
+			continue
+		}
 		if *path, err = filepath.Abs(*path); err != nil {
 			return err
 		}
@@ -93,6 +98,14 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 		if err := node.MirrorRegistry(host, registry.Address); err != nil {
 			return err
 		}
+	}
+	if o.crictl != "" {
+		if err := operate(ctx, o.crictl, registry.Address+"/cri-runtime/busybox:latest", node, out); err != nil {
+			return err
+		}
+	}
+	if o.suite == "" {
+		return nil
 	}
 	suite, err := translated(o.suite, digest, node.Dir)
 	if err != nil {
