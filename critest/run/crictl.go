@@ -45,8 +45,12 @@ func (s *session) run(ctx context.Context) error {
 		return err
 	}
 	if err := s.all(ctx, [][]string{
-		{"cri-runtime", "version"}, {"NetworkReady", "info"}, {"", "pull", s.image}, {"busybox", "images"},
-		{"sha256:", "inspecti", s.image}, {"", "imagefsinfo"},
+		{"cri-runtime", "version"},
+		{"NetworkReady", "info"},
+		{"", "pull", s.image},
+		{"busybox", "images"},
+		{"sha256:", "inspecti", s.image},
+		{"", "imagefsinfo"},
 	}); err != nil {
 		return err
 	}
@@ -59,9 +63,14 @@ func (s *session) run(ctx context.Context) error {
 		return err
 	}
 	if err := s.all(ctx, [][]string{
-		{"Created", "ps", "-a"}, {id, "start", id}, {"operated", "pods"}, {"Running", "ps"},
-		{"hello", "exec", "-s", id, "echo", "hello"}, {"hello", "exec", id, "echo", "hello"},
-		{`"pid"`, "inspect", id}, {podID, "inspectp", podID},
+		{"Created", "ps", "-a"},
+		{id, "start", id},
+		{"operated", "pods"},
+		{"Running", "ps"},
+		{"hello", "exec", "-s", id, "echo", "hello"},
+		{"hello", "exec", id, "echo", "hello"},
+		{`"pid"`, "inspect", id},
+		{podID, "inspectp", podID},
 	}); err != nil {
 		return err
 	}
@@ -72,10 +81,19 @@ func (s *session) run(ctx context.Context) error {
 		return err
 	}
 	return s.all(ctx, [][]string{
-		{"line of the log", "logs", id}, {"", "update", "--cpu-share", "512", id}, {"512", "inspect", id},
-		{"CPU", "stats", "-a"}, {"operated", "statsp"}, {"", "metricsp"},
-		{id, "stop", "--timeout", "5", id}, {"Exited", "ps", "-a"}, {id, "rm", id},
-		{podID, "stopp", podID}, {"NotReady", "pods"}, {podID, "rmp", podID}, {"", "rmi", s.image},
+		{"line of the log", "logs", id},
+		{"", "update", "--cpu-share", "512", id},
+		{"512", "inspect", id},
+		{"CPU", "stats", "-a"},
+		{"operated", "statsp"},
+		{"", "metricsp"},
+		{id, "stop", "--timeout", "5", id},
+		{"Exited", "ps", "-a"},
+		{id, "rm", id},
+		{podID, "stopp", podID},
+		{"NotReady", "pods"},
+		{podID, "rmp", podID},
+		{"", "rmi", s.image},
 	})
 }
 
