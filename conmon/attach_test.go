@@ -232,7 +232,7 @@ func TestAttachRefused(t *testing.T) {
 func TestAttachLosesConnection(t *testing.T) {
 	each(t, func(t *testing.T, bin *Binary) {
 		b, m := interactive(t, bin, repeat)
-		again, err := Connect(testContext(t), b.dir)
+		again, err := bin.Connect(testContext(t), b.dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -359,7 +359,7 @@ func TestAttachOldMonitor(t *testing.T) {
 			}
 		}
 	}()
-	m, err := Connect(testContext(t), b.dir)
+	m, err := testBinary(t).Connect(testContext(t), b.dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,8 +18,8 @@ const lowestFD = 16
 // upgrade nor a container can change what runs.
 type Binary struct {
 	fd   int
-	path string // names fd in any process that has inherited it
-	null *os.File
+	path string   // names fd in any process that has inherited it
+	null *os.File // what stands for missing streams
 }
 
 // NewBinary puts the monitor that was built for this architecture into
@@ -41,10 +41,10 @@ func newBinary(program []byte) (*Binary, error) {
 	if err != nil {
 		return nil, fmt.Errorf("monitor: executable in memory: %w", err)
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	null, err := newNull()
 	if err != nil {
 		unix.Close(high)
-		return nil, err
+		return nil, fmt.Errorf("monitor: %w", err)
 	}
 	return &Binary{fd: high, path: "/proc/self/fd/" + strconv.Itoa(high), null: null}, nil
 }

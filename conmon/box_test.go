@@ -96,6 +96,9 @@ func testContext(t testing.TB) context.Context {
 
 func testBinary(t testing.TB) *Binary {
 	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
 	bin, err := NewBinary()
 	if err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func TestConnectAgain(t *testing.T) {
 			t.Error(err)
 		}
 		// As a daemon that was killed and started again.
-		m, err := Connect(ctx, b.dir)
+		m, err := bin.Connect(ctx, b.dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,7 +44,7 @@ func TestConnectAgain(t *testing.T) {
 		}
 		var others []*Monitor
 		for range 10 {
-			o, err := Connect(ctx, b.dir)
+			o, err := bin.Connect(ctx, b.dir)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,7 +66,7 @@ func TestConnectAgain(t *testing.T) {
 		ended()
 		first.reap()
 		m.Close()
-		if _, err := Connect(ctx, b.dir); !errors.Is(err, ErrGone) {
+		if _, err := bin.Connect(ctx, b.dir); !errors.Is(err, ErrGone) {
 			t.Error(err)
 		}
 		if err := m.Shutdown(ctx); err != nil {
@@ -136,7 +136,7 @@ func TestExitWithoutRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 		init()
-		again, err := Connect(ctx, b.dir)
+		again, err := bin.Connect(ctx, b.dir)
 		if err != nil {
 			t.Fatal(err)
 		}

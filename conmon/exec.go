@@ -13,9 +13,9 @@ import (
 type ExecRequest struct {
 	Program      Program
 	Files        []*os.File // the program's descriptors: slots 8 and up
-	Stdin        *os.File   // nil: /dev/null
-	Stdout       *os.File   // nil: /dev/null
-	Stderr       *os.File   // nil: /dev/null
+	Stdin        *os.File   // nil: a null device
+	Stdout       *os.File   // nil: a null device
+	Stderr       *os.File   // nil: a null device
 	KillOnHangup bool       // kill it when the connection to the monitor is lost
 }
 
@@ -49,12 +49,7 @@ func (m *Monitor) exec(ctx context.Context, r *ExecRequest) (*Exec, error) {
 	fds := append(make([]int, 0, 4+len(r.Files)), program)
 	for _, f := range []*os.File{r.Stdin, r.Stdout, r.Stderr} {
 		if f == nil {
-			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-			if err != nil {
-				return nil, err
-			}
-			defer null.Close()
-			f = null
+			f = m.null
 		}
 		fds = append(fds, int(f.Fd()))
 	}

@@ -210,7 +210,7 @@ func TestExecHangup(t *testing.T) {
 	each(t, func(t *testing.T, bin *Binary) {
 		b, ctx := newBox(t), testContext(t)
 		m := started(t, bin, b.launch(initProgram("/bin/busybox", "sleep", "1000")))
-		other, err := Connect(ctx, b.dir)
+		other, err := bin.Connect(ctx, b.dir)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -41,7 +41,7 @@ type Launch struct {
 	Program       Program
 	Files         []*os.File // the program's descriptors: slots 8 and up
 	Terminal      bool       // the program hands over a terminal's master with READY
-	Stdin         bool       // stdin is a pipe that is kept open, else /dev/null
+	Stdin         bool       // stdin is a pipe that is kept open, else a null device
 	MonitorCgroup *os.File   // v2 directory to start the monitor in; nil: the daemon's
 	Place         []*os.File // v1 tasks files of the monitors' cgroups, opened for writing
 	OOMScoreAdj   int        // of the monitor itself; the daemon's when that is not allowed
@@ -87,7 +87,7 @@ func (b *Binary) spawnIn(dir string, cgroup *os.File) (*Pending, error) {
 	defer unix.Close(listener)
 	// Connected before it is started, the monitor ends by itself if this
 	// process dies between here and CREATED.
-	m := &Monitor{dir: dir, done: make(chan struct{})}
+	m := &Monitor{dir: dir, null: b.null, done: make(chan struct{})}
 	err = m.dial()
 	if err == nil {
 		m.child, err = b.spawnMonitor(listener, cgroup)

@@ -264,8 +264,9 @@ func TestLongDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBoxIn(t, dir)
-	m := started(t, testBinary(t), b.launch(initProgram("/bin/busybox", "sleep", "1000")))
-	again, err := Connect(testContext(t), dir)
+	bin := testBinary(t)
+	m := started(t, bin, b.launch(initProgram("/bin/busybox", "sleep", "1000")))
+	again, err := bin.Connect(testContext(t), dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,6 +46,7 @@ type Status struct {
 type Monitor struct {
 	dir   string
 	child int           // pid when it is this process's child, else 0
+	null  *os.File      // the Binary's
 	done  chan struct{} // closed when exit or gone is decided
 
 	mu       sync.Mutex
@@ -73,8 +74,8 @@ type call struct {
 
 // Connect finds the monitor that serves the container with state directory
 // dir. The error is ErrGone when there is none.
-func Connect(ctx context.Context, dir string) (*Monitor, error) {
-	m := &Monitor{dir: dir, done: make(chan struct{})}
+func (b *Binary) Connect(ctx context.Context, dir string) (*Monitor, error) {
+	m := &Monitor{dir: dir, null: b.null, done: make(chan struct{})}
 	err := m.dial()
 	if err == nil {
 		m.read()

@@ -2,9 +2,11 @@ package critest
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -243,5 +245,35 @@ mknod /tmp/sda b 8 0 && cat /tmp/sda 2>&1 | head -c 100`)
 	lines := strings.SplitN(got, "\n", 2)
 	if lines[0] != "4" || len(lines) > 1 && !strings.Contains(lines[1], "not permitted") {
 		t.Errorf("%q", got)
+	}
+}
+
+// Standard input without a client is a null device, and not the host's: what root of a
+// container does to it changes nothing outside.
+func TestNullDeviceStaysTheHosts(t *testing.T) {
+	differs(t, "hands on its own descriptor of the host's device")
+	begin(t)
+	p := run(t)
+	var before unix.Stat_t
+	if err := unix.Stat(os.DevNull, &before); err != nil {
+		t.Fatal(err)
+	}
+	script := `for f in /proc/self/fd/0 /dev/stdin; do
+chmod 600 $f 2>/dev/null && echo changed; chown 4711:4711 $f 2>/dev/null && echo given; touch $f 2>/dev/null && echo touched; done
+cat; echo x >/proc/self/fd/0; stat -c '%a %u %g %t %T' -L /proc/self/fd/0`
+	const want = "666 0 0 1 3"
+	for _, uid := range []int64{0, 4711} {
+		user := security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsUser = &runtimeapi.Int64Value{Value: uid} })
+		if got := p.output(script, user); got != want {
+			t.Errorf("user %d: %q, want %q", uid, got, want)
+		}
+	}
+	c := p.start("sleep 1000")
+	if got := strings.TrimSpace(c.exec(0, "sh", "-c", script)); got != want {
+		t.Errorf("exec: %q, want %q", got, want)
+	}
+	var after unix.Stat_t
+	if err := unix.Stat(os.DevNull, &after); err != nil || after.Mode != before.Mode || after.Uid != before.Uid || after.Gid != before.Gid {
+		t.Errorf("%v: the host's null device: %+v, before %+v", err, after, before)
 	}
 }

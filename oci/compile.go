@@ -15,7 +15,7 @@ type CompileOptions struct {
 	Targets     []string    // destinations of spec.Mounts as they are in the image, its symlinks resolved; "": as written
 	FileSources []bool      // whether spec.Mounts[i].Source is no directory
 	Sources     []bool      // whether the source of spec.Mounts[i] is given as FileSource+i
-	Own         [3]bool     // which of the slots 0 to 2 become the user's: pipes, never the host's null device
+	Own         [3]bool     // which of the slots 0 to 2 become the user's: pipes, never a null device
 	LastCap     int         // number of the kernel's last capability, 0: as of Linux 5.9
 
 	Seccomp      []byte // compiled filter, empty: none

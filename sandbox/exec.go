@@ -147,7 +147,7 @@ func firstSize(s *Streams) *specs.Box {
 type execCommand struct {
 	args     []string
 	cgroup   *oci.Cgroup
-	stdio    [3]*os.File // nil: /dev/null
+	stdio    [3]*os.File // nil: a null device
 	terminal *os.File    // the socket for a terminal's master, nil: no terminal
 	size     *specs.Box  // the terminal's, nil: unknown
 }

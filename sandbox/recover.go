@@ -291,7 +291,7 @@ func (c *Container) recoverEnd() bool {
 func (c *Container) adopt(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	m, err := conmon.Connect(ctx, c.state())
+	m, err := c.store.binary.Connect(ctx, c.state())
 	switch {
 	case errors.Is(err, conmon.ErrGone):
 		if !c.recoverEnd() {

@@ -202,31 +202,6 @@ func TestCDIDevices(t *testing.T) {
 	}
 }
 
-// The null device that stands for the input of containers is the host's: no user of
-// a container may own it.
-func TestNullDeviceStaysTheHosts(t *testing.T) {
-	f := setUp(t)
-	before, err := os.Stat(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := f.pod()
-	config := containerConfig("c", runtimeapi.NamespaceMode_CONTAINER, "sh", "-c", forever)
-	config.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 4711}
-	c, err := b.CreateContainer(context.Background(), config, f.image)
-	if err == nil {
-		err = c.Start(context.Background())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.exec(c, "true")
-	after, err := os.Stat(os.DevNull)
-	if err != nil || ownerOf(after) != ownerOf(before) || after.Mode() != before.Mode() {
-		t.Errorf("%v: the host's null device belongs to %v with mode %v", err, ownerOf(after), after.Mode())
-	}
-}
-
 func TestDevicesInUserNamespace(t *testing.T) {
 	f := setUp(t)
 	b := f.userPod(runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_CONTAINER)

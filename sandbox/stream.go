@@ -160,7 +160,7 @@ func (noWriter) Close() error { return nil }
 
 // execStreams is what lies between a client and a command or a container.
 type execStreams struct {
-	theirs  [3]*os.File // the command's standard streams, nil: /dev/null
+	theirs  [3]*os.File // the command's standard streams, nil: a null device
 	stdin   *os.File    // the daemon's ends of pipes, or the terminal's master
 	out     *os.File
 	err     *os.File
