@@ -68,6 +68,7 @@ func (d *demo) show(ctx context.Context) error {
 		{"a second container", d.startHello},
 		{"its log", d.log},
 		{"ExecSync", d.exec},
+		{"ContainerStats", d.stats},
 		{"memory (PSS)", d.memory},
 		{"SIGKILL the runtime", func(context.Context) (string, error) {
 			return "", d.node.Signal(syscall.SIGKILL, true)
@@ -250,6 +251,16 @@ func get(ctx context.Context, url string) (string, error) {
 func (d *demo) exec(ctx context.Context) (string, error) {
 	out, _, err := d.node.CRI.ExecSync(ctx, d.web, []string{"sh", "-c", "echo $(hostname), user $(id -un), process 1 is $(cat /proc/1/comm), $(ls /proc/self/fd | wc -l) descriptors"}, execTimeout)
 	return strings.TrimSpace(string(out)), err
+}
+
+func (d *demo) stats(ctx context.Context) (string, error) {
+	s, err := d.node.CRI.ContainerStats(ctx, d.web)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("processor %s, memory %d KiB, writable layer %d KiB",
+		time.Duration(s.GetCpu().GetUsageCoreNanoSeconds().GetValue()).Round(time.Microsecond), //nolint:gosec // nanoseconds of a short life
+		s.GetMemory().GetWorkingSetBytes().GetValue()>>10, s.GetWritableLayer().GetUsedBytes().GetValue()>>10), nil
 }
 
 // log shows the log of the container that ends by itself.
