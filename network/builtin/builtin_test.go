@@ -284,6 +284,72 @@ func TestMasquerade(t *testing.T) {
 	}
 }
 
+// TestLocalhostIsGuarded sends a frame for 127.0.0.1 from a pod to the host
+// (CVE-2020-8558). Without the guard it arrives, so the test would notice.
+func TestLocalhostIsGuarded(t *testing.T) {
+	h := newHost(t)
+	h.pod("a", Port{Protocol: "tcp", Host: 80, Pod: 80})
+	service, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 4444})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	bridge, err := netlink.LinkByName("crit0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrives := func() bool {
+		t.Helper()
+		for range 3 {
+			if err := h.in(h.pods["a"], func() error { return sendFrame("eth0", bridge.Attrs().HardwareAddr) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := service.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := service.ReadFrom(make([]byte, 16))
+		return err == nil
+	}
+	if arrives() {
+		t.Error("a pod reaches a service on the host's 127.0.0.1")
+	}
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.FlushChain(&nftables.Chain{Name: "guard", Table: h.b.table.table})
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if !arrives() {
+		t.Error("the frame does not arrive without the guard either: the test shows nothing")
+	}
+}
+
+// sendFrame sends a UDP packet to 127.0.0.1:4444 that no routing has seen.
+func sendFrame(name string, to net.HardwareAddr) error {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	udp := []byte{0x10, 0, 0x11, 0x5c, 0, 9, 0, 0, 'x'} // ports, length, no checksum
+	ip := []byte{0x45, 0, 0, byte(20 + len(udp)), 0, 1, 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 10, 77, 0, 2, 127, 0, 0, 1}
+	var sum uint32
+	for i := 0; i < len(ip); i += 2 {
+		sum += uint32(ip[i])<<8 | uint32(ip[i+1])
+	}
+	sum = sum&0xffff + sum>>16
+	ip[10], ip[11] = ^byte(sum>>8), ^byte(sum)
+	frame := slices.Concat(to, link.HardwareAddr, []byte{8, 0}, ip, udp)
+	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Index, Protocol: 8})
+}
+
 // TestRestore gives another Bridge, as of a daemon that was started again,
 // what the first one had.
 func TestRestore(t *testing.T) {

@@ -241,6 +241,7 @@ func (t *table) addChains(c *nftables.Conn, bridge string, subnets []netip.Prefi
 			&expr.Verdict{Kind: expr.VerdictJump, Chain: ports.Name},
 		}})
 	}
+	t.guardLocalhost(c)
 	post := c.AddChain(&nftables.Chain{
 		Name: "postrouting", Table: t.table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
@@ -266,6 +267,23 @@ func (t *table) addChains(c *nftables.Conn, bridge string, subnets []netip.Prefi
 			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg0},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: interfaceName(bridge)},
 		}, notMulticast(i))
+	}
+}
+
+// guardLocalhost drops what comes from elsewhere for 127.0.0.0/8, or says that it
+// does from there. That route_localnet lets clients on the host use host ports
+// would otherwise open the host's own services to every neighbour (CVE-2020-8558).
+func (t *table) guardLocalhost(c *nftables.Conn) {
+	guard := c.AddChain(&nftables.Chain{
+		Name: "guard", Table: t.table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	})
+	local := netip.MustParsePrefix("127.0.0.0/8")
+	for _, s := range []side{source, destination} {
+		c.AddRule(&nftables.Rule{Table: t.table, Chain: guard, Exprs: append([]expr.Any{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: interfaceName("lo")},
+		}, append(addressIs(0, s, local), &expr.Verdict{Kind: expr.VerdictDrop})...)})
 	}
 }
 
