@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -92,6 +94,11 @@ func TestImageVolumes(t *testing.T) {
 	begin(t)
 	p := run(t)
 	ref := image(t, "layers")
+	pulled, err := node.Images.ImageStatus(t.Context(), spec(ref), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := pulled.Image.Id
 	of := func(sub string) containerOption {
 		return mounts(&runtimeapi.Mount{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub, Readonly: true})
 	}
@@ -110,9 +117,13 @@ func TestImageVolumes(t *testing.T) {
 	if got := c.exec(0, "cat", "/v/t/replaced"); got != "upper\n" {
 		t.Errorf("after the image was removed: %q", got)
 	}
-	status := c.status()
-	if len(status.Mounts) != 1 || status.Mounts[0].GetImage().GetImage() != ref {
-		t.Errorf("status %v", status.Mounts)
+	if got := c.status(); len(got.Mounts) != 1 || got.Mounts[0].GetImage().GetImage() != ref || got.Mounts[0].GetImage().GetImageRef() != id {
+		t.Errorf("status %v, image %s", got.Mounts, id)
+	}
+	image(t, "layers")
+	writable := &runtimeapi.Mount{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: ref}}
+	if err := p.refused("true", mounts(writable)); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "config.mounts[0].readonly") {
+		t.Errorf("a writable image: %v", err)
 	}
 }
 

@@ -136,8 +136,8 @@ func volumeMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 
 const imagePrefix = "image:"
 
-// imageMount translates the mount of an image, which is always read-only. Its source is
-// not a path: ImageSource reads it.
+// imageMount translates the mount of an image, which nobody may ask to write to. Its source
+// is not a path: ImageSource reads it.
 func imageMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 	ref := m.GetImage().GetImage()
 	switch {
@@ -147,6 +147,8 @@ func imageMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 		return specs.Mount{}, invalid(field+".host_path", "is set beside image, only one of them is possible")
 	case m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return specs.Mount{}, invalid(field+".propagation", "must be PRIVATE, it is an image that is mounted")
+	case !m.GetReadonly():
+		return specs.Mount{}, invalid(field+".readonly", "must be true, it is an image that is mounted")
 	case strings.Contains(ref, "//"):
 		return specs.Mount{}, invalid(field+".image.image", "%.300q is no image", ref)
 	}

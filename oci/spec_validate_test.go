@@ -131,6 +131,9 @@ func TestValidateContainerSizes(t *testing.T) {
 		{"NUL in an argument", func(c *runtimeapi.ContainerConfig) { c.Command = []string{"a", "b\x00c"} }, "config.command[1]"},
 		{"nil variable", func(c *runtimeapi.ContainerConfig) { c.Envs = []*runtimeapi.KeyValue{nil} }, "config.envs[0].key"},
 		{"nil mount", func(c *runtimeapi.ContainerConfig) { c.Mounts = []*runtimeapi.Mount{nil} }, "config.mounts[0]"},
+		{"writable image", func(c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: "a"}}}
+		}, "config.mounts[0].readonly"},
 		{"nil device", func(c *runtimeapi.ContainerConfig) { c.Devices = []*runtimeapi.Device{nil} }, "config.devices[0]"},
 		{"long working directory", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/" + strings.Repeat("x", 5000) }, "config.working_dir"},
 		{"long log path", func(c *runtimeapi.ContainerConfig) { c.LogPath = strings.Repeat("x", 5000) }, "config.log_path"},

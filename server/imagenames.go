@@ -59,8 +59,8 @@ func (n *imageNames) of(st *sandbox.ContainerStatus) imageName {
 	return name
 }
 
-// mounts returns a container's mounts. One of an image gets the digested
-// reference of that image: the kubelet shows it as the volume's.
+// mounts returns a container's mounts. One of an image gets the id of that image, as
+// pulling it returned: the kubelet shows it as the volume's.
 func (n *imageNames) mounts(st *sandbox.ContainerStatus) []*runtimeapi.Mount {
 	mounts := st.Config.GetMounts()
 	cloned := false
@@ -68,22 +68,33 @@ func (n *imageNames) mounts(st *sandbox.ContainerStatus) []*runtimeapi.Mount {
 		if m.GetImage().GetImage() == "" || m.GetImage().GetImageRef() != "" {
 			continue
 		}
-		image, err := n.images.Image(m.GetImage().GetImage())
-		if err != nil {
+		id := n.volumeID(st, m.GetImage().GetImage())
+		if id == "" {
 			continue
 		}
 		if !cloned {
 			mounts, cloned = slices.Clone(mounts), true
 		}
 		named := proto.CloneOf(m)
-		wanted := named.GetImage().GetUserSpecifiedImage()
-		if wanted == "" {
-			wanted = named.GetImage().GetImage()
-		}
-		named.Image.ImageRef = digestOf(image, wanted)
+		named.Image.ImageRef = id
 		mounts[i] = named
 	}
 	return mounts
+}
+
+// volumeID returns the id of the image that a container has mounted by that name, "" when
+// it cannot be told any more: a name may be gone since, or mean another image.
+func (n *imageNames) volumeID(st *sandbox.ContainerStatus, name string) string {
+	if len(st.VolumeImages) == 1 {
+		return st.VolumeImages[0]
+	}
+	if image, err := n.images.Image(name); err == nil && slices.Contains(st.VolumeImages, image.ID) {
+		return image.ID
+	}
+	if slices.Contains(st.VolumeImages, name) {
+		return name
+	}
+	return ""
 }
 
 // tagOf picks the tag that wanted means, or the first one.
