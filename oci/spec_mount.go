@@ -120,11 +120,7 @@ func volumeMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	uids, err := idMappings(field+".uidMappings", m.GetUidMappings())
-	if err != nil {
-		return specs.Mount{}, err
-	}
-	gids, err := idMappings(field+".gidMappings", m.GetGidMappings())
+	uids, gids, err := mountMappings(field, m)
 	if err != nil {
 		return specs.Mount{}, err
 	}
@@ -132,6 +128,20 @@ func volumeMount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 		Destination: target, Source: source, Type: "bind", Options: options,
 		UIDMappings: uids, GIDMappings: gids,
 	}, nil
+}
+
+// mountMappings wants users and groups to be mapped, or neither.
+func mountMappings(field string, m *runtimeapi.Mount) (uids, gids []specs.LinuxIDMapping, err error) {
+	if uids, err = idMappings(field+".uidMappings", m.GetUidMappings()); err != nil {
+		return nil, nil, err
+	}
+	if gids, err = idMappings(field+".gidMappings", m.GetGidMappings()); err != nil {
+		return nil, nil, err
+	}
+	if (len(uids) == 0) != (len(gids) == 0) {
+		return nil, nil, invalid(field+".uidMappings", "%d, but gidMappings are %d: both are needed, or neither", len(uids), len(gids))
+	}
+	return uids, gids, firstError(checkRanges(field+".uidMappings", uids), checkRanges(field+".gidMappings", gids))
 }
 
 const imagePrefix = "image:"

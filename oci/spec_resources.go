@@ -16,6 +16,8 @@ const (
 	minPeriod = 1000 // us
 	maxPeriod = 1000 * 1000
 	minQuota  = 1000
+	maxQuota  = 1000 * 1000 * maxPeriod // a million processors; the kernel takes 17 times as much
+	maxSize   = 32                      // bytes of the name of a size of pages
 	minScore  = -1000
 	maxScore  = 1000
 )
@@ -26,8 +28,8 @@ func checkResources(field string, r *runtimeapi.LinuxContainerResources) error {
 	if n := r.GetCpuPeriod(); n != 0 && (n < minPeriod || n > maxPeriod) {
 		return invalid(field+".cpu_period", "%d us is not between %d and %d", n, minPeriod, maxPeriod)
 	}
-	if n := r.GetCpuQuota(); n < unlimited || (n > 0 && n < minQuota) {
-		return invalid(field+".cpu_quota", "%d us: the least is %d, -1 means no limit", n, minQuota)
+	if n := r.GetCpuQuota(); n < unlimited || (n > 0 && n < minQuota) || n > maxQuota {
+		return invalid(field+".cpu_quota", "%d us is not between %d and %d, and not -1, which means no limit", n, minQuota, int64(maxQuota))
 	}
 	if n := r.GetCpuShares(); n < 0 {
 		return invalid(field+".cpu_shares", "%d is negative", n)
@@ -51,7 +53,7 @@ func checkResources(field string, r *runtimeapi.LinuxContainerResources) error {
 		}
 	}
 	for i, h := range r.GetHugepageLimits() {
-		if size := h.GetPageSize(); size == "" || strings.Trim(size, "0123456789KMGTB") != "" {
+		if size := h.GetPageSize(); size == "" || len(size) > maxSize || strings.Trim(size, "0123456789KMGTB") != "" {
 			return invalid(index(field+".hugepage_limits", i)+".page_size", "%.64q is not a size like 2MB", size)
 		}
 	}

@@ -28,11 +28,16 @@ func checkMappings(field string, list []*runtimeapi.IDMapping) error {
 	if err != nil {
 		return err
 	}
-	if len(mappings) > maxMappings {
-		return invalid(field, "%d mappings, the kernel takes %d", len(mappings), maxMappings)
-	}
 	if _, ok := hostID(mappings, 0); !ok {
 		return invalid(field, "id 0 of the user namespace is not mapped")
+	}
+	return checkRanges(field, mappings)
+}
+
+// checkRanges refuses more ranges than the kernel takes, and such as overlap.
+func checkRanges(field string, mappings []specs.LinuxIDMapping) error {
+	if len(mappings) > maxMappings {
+		return invalid(field, "%d mappings, the kernel takes %d", len(mappings), maxMappings)
 	}
 	for _, by := range []func(specs.LinuxIDMapping) uint32{
 		func(m specs.LinuxIDMapping) uint32 { return m.ContainerID },

@@ -99,8 +99,11 @@ func firstError(errs ...error) error {
 // without looking at the host. Errors name the field.
 func ValidateSandbox(config *runtimeapi.PodSandboxConfig) error {
 	meta := config.GetMetadata()
-	if meta == nil {
+	switch {
+	case meta == nil:
 		return invalid("config.metadata", "is missing")
+	case config.GetWindows() != nil:
+		return invalid("config.windows", "this is a Linux node")
 	}
 	if err := firstError(
 		checkName("config.metadata.name", meta.GetName()),
@@ -197,6 +200,8 @@ func checkSandboxSecurity(sec *runtimeapi.LinuxSandboxSecurityContext) error {
 	return firstError(
 		checkID(securityField+".run_as_user", sec.GetRunAsUser()),
 		checkID(securityField+".run_as_group", sec.GetRunAsGroup()),
+		//nolint:staticcheck // SA1019: not acted upon, but kept
+		checkText(securityField+".seccomp_profile_path", sec.GetSeccompProfilePath(), maxPathBytes),
 		checkGroups(sec.GetSupplementalGroups(), sec.GetSupplementalGroupsPolicy()),
 		checkSandboxNamespaces(sec.GetNamespaceOptions()),
 		checkSELinux(sec.GetSelinuxOptions()),
@@ -213,8 +218,21 @@ func checkSandboxNamespaces(ns *runtimeapi.NamespaceOption) error {
 		checkPodNamespace(field+".network", ns.GetNetwork()),
 		checkPodNamespace(field+".ipc", ns.GetIpc()),
 		checkMode(field+".pid", ns.GetPid()),
+		checkTargetID(field+".target_id", ns),
 		checkUserNamespace(field+".userns_options", ns.GetUsernsOptions()),
 		checkBesideUserNamespace(field, ns))
+}
+
+// checkTargetID wants the target where it counts, and only there.
+func checkTargetID(field string, ns *runtimeapi.NamespaceOption) error {
+	target := ns.GetPid() == runtimeapi.NamespaceMode_TARGET
+	switch {
+	case target && ns.GetTargetId() == "":
+		return invalid(field, "is missing, pid is TARGET")
+	case !target && ns.GetTargetId() != "":
+		return invalid(field, "is set, but pid is %s, not TARGET", ns.GetPid())
+	}
+	return checkText(field, ns.GetTargetId(), maxNameBytes)
 }
 
 func checkMode(field string, mode runtimeapi.NamespaceMode) error {
@@ -289,6 +307,9 @@ func checkSELinux(opts *runtimeapi.SELinuxOption) error {
 func checkProfile(field string, p *runtimeapi.SecurityProfile) error {
 	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_RuntimeDefault, runtimeapi.SecurityProfile_Unconfined:
+		if p.GetLocalhostRef() != "" {
+			return invalid(field+".localhost_ref", "is set, but the profile is %s, not Localhost", p.GetProfileType())
+		}
 		return nil
 	case runtimeapi.SecurityProfile_Localhost:
 		if p.GetLocalhostRef() == "" {

@@ -19,8 +19,11 @@ const (
 // ValidateContainer checks all of a container's configuration that can be
 // checked without looking at the host or the image. Errors name the field.
 func ValidateContainer(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
-	if config.GetMetadata() == nil {
+	switch {
+	case config.GetMetadata() == nil:
 		return invalid("config.metadata", "is missing")
+	case config.GetWindows() != nil:
+		return invalid("config.windows", "this is a Linux node")
 	}
 	if err := firstError(
 		checkName("config.metadata.name", config.GetMetadata().GetName()),
@@ -175,6 +178,7 @@ func checkContainerNamespaces(ns, pod *runtimeapi.NamespaceOption) error {
 		checkPodNamespace(field+".network", ns.GetNetwork()),
 		checkPodNamespace(field+".ipc", ns.GetIpc()),
 		checkMode(field+".pid", ns.GetPid()),
+		checkTargetID(field+".target_id", ns),
 		checkUserNamespace(field+".userns_options", ns.GetUsernsOptions()),
 	); err != nil {
 		return err
@@ -193,9 +197,6 @@ func checkContainerNamespaces(ns, pod *runtimeapi.NamespaceOption) error {
 	}
 	if ns.GetIpc() == node && pod.GetIpc() != node {
 		return invalid(field+".ipc", "is NODE, but the pod sandbox has an IPC namespace of its own")
-	}
-	if ns.GetPid() == runtimeapi.NamespaceMode_TARGET && ns.GetTargetId() == "" {
-		return invalid(field+".target_id", "is missing, pid is TARGET")
 	}
 	return nil
 }

@@ -21,10 +21,10 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	if config == nil {
 		return nil, invalid("config", "is missing")
 	}
-	if err := checkImage("config.image", config.GetImage()); err != nil {
+	if err := s.checkImageSpec("config.image", config.GetImage()); err != nil {
 		return nil, err
 	}
-	name := config.GetMetadata().GetName()
+	name := quoted(config.GetMetadata().GetName())
 	image, err := s.config.Images.Image(config.GetImage().GetImage())
 	if err != nil {
 		return nil, fmt.Errorf("container %s: image %s: %w", name, config.GetImage().GetImage(), err)
@@ -57,6 +57,9 @@ func (s *runtimeService) volumes(mounts []*runtimeapi.Mount) (map[string]*sandbo
 	found := map[string]*sandbox.Image{}
 	for i, m := range mounts {
 		ref := m.GetImage().GetImage()
+		if err := s.checkSpec(fmt.Sprintf("config.mounts[%d].image", i), m.GetImage()); err != nil {
+			return nil, err
+		}
 		if ref == "" || found[ref] != nil {
 			continue
 		}

@@ -111,6 +111,15 @@ func statusOf(err error) error {
 	return status.Error(codeOf(err), text)
 }
 
+// quoted cuts a name that was not checked, lest it fill the text of an error.
+func quoted(name string) string {
+	const limit = 253 // as Kubernetes bounds names
+	if len(name) > limit {
+		return strings.ToValidUTF8(name[:limit], "") + "[cut]"
+	}
+	return name
+}
+
 // redacted is an error whose text had secrets in it.
 type redacted struct {
 	error

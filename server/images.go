@@ -32,6 +32,9 @@ func (s *imageService) StreamImages(req *runtimeapi.StreamImagesRequest, stream 
 
 // listed returns the images that pass a filter: by id, tag or digest.
 func (s *imageService) listed(filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	if err := s.checkSpec("filter.image", filter.GetImage()); err != nil {
+		return nil, err
+	}
 	if name := filter.GetImage().GetImage(); name != "" {
 		image, err := s.lookUp(name)
 		if err != nil || image == nil {
@@ -49,7 +52,7 @@ func (s *imageService) listed(filter *runtimeapi.ImageFilter) ([]*runtimeapi.Ima
 
 // ImageStatus describes an image; one that isn't there is nil, not an error.
 func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
-	if err := checkImage("image", req.GetImage()); err != nil {
+	if err := s.checkImageSpec("image", req.GetImage()); err != nil {
 		return nil, err
 	}
 	resp := &runtimeapi.ImageStatusResponse{}
@@ -70,10 +73,7 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 
 // PullImage fetches an image and answers with its id.
 func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
-	if err := checkImage("image", req.GetImage()); err != nil {
-		return nil, err
-	}
-	if err := s.knownHandler("image.runtime_handler", req.GetImage().GetRuntimeHandler()); err != nil {
+	if err := s.checkImageSpec("image", req.GetImage()); err != nil {
 		return nil, err
 	}
 	name := req.GetImage().GetImage()
@@ -88,7 +88,7 @@ func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 
 // RemoveImage takes all names of an image away; one that isn't there is removed.
 func (s *imageService) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
-	if err := checkImage("image", req.GetImage()); err != nil {
+	if err := s.checkImageSpec("image", req.GetImage()); err != nil {
 		return nil, err
 	}
 	name := req.GetImage().GetImage()

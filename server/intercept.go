@@ -125,7 +125,7 @@ func subject(req, resp any) []any {
 	var pairs []any
 	add := func(key, value string) {
 		if value != "" {
-			pairs = append(pairs, key, value)
+			pairs = append(pairs, key, quoted(value))
 		}
 	}
 	for _, message := range []any{req, resp} {

@@ -21,7 +21,7 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtimeapi.RunP
 	box, err := s.config.Runtime.Run(ctx, req.GetConfig(), req.GetRuntimeHandler())
 	if err != nil {
 		meta := req.GetConfig().GetMetadata()
-		return nil, fmt.Errorf("run pod %s/%s: %w", meta.GetNamespace(), meta.GetName(), err)
+		return nil, fmt.Errorf("run pod %s/%s: %w", quoted(meta.GetNamespace()), quoted(meta.GetName()), err)
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: box.Status().ID}, nil
 }

@@ -14,6 +14,7 @@ import (
 const (
 	maxIDBytes    = 128
 	maxImageBytes = 4096
+	maxArgBytes   = 128<<10 - 1 // MAX_ARG_STRLEN without the NUL
 	// maxSeconds keeps a time-out within time.Duration.
 	maxSeconds = 1 << 31
 	// maxPorts keeps two channels for each port of a PortForward within a byte.
@@ -67,6 +68,29 @@ func checkImage(field string, image *runtimeapi.ImageSpec) error {
 	return nil
 }
 
+// checkSpec checks all of an image's specification that is read or kept.
+func (s *Server) checkSpec(field string, image *runtimeapi.ImageSpec) error {
+	for name, text := range map[string]string{
+		".user_specified_image": image.GetUserSpecifiedImage(), ".image_ref": image.GetImageRef(),
+	} {
+		switch {
+		case len(text) > maxImageBytes:
+			return invalid(field+name, "%d bytes, at most %d are possible", len(text), maxImageBytes)
+		case strings.ContainsFunc(text, unicode.IsControl):
+			return invalid(field+name, "%q holds a control character", text)
+		}
+	}
+	return s.knownHandler(field+".runtime_handler", image.GetRuntimeHandler())
+}
+
+// checkImageSpec is both checks, where an image must be named.
+func (s *Server) checkImageSpec(field string, image *runtimeapi.ImageSpec) error {
+	if err := checkImage(field, image); err != nil {
+		return err
+	}
+	return s.checkSpec(field, image)
+}
+
 func checkExec(req *runtimeapi.ExecSyncRequest) error {
 	if err := checkID("container_id", req.GetContainerId()); err != nil {
 		return err
@@ -82,8 +106,11 @@ func checkCommand(command []string) error {
 		return invalid("cmd", "has no command")
 	}
 	for i, arg := range command {
-		if strings.ContainsRune(arg, 0) {
+		switch {
+		case strings.ContainsRune(arg, 0):
 			return invalid(fmt.Sprintf("cmd[%d]", i), "holds a NUL byte")
+		case len(arg) > maxArgBytes:
+			return invalid(fmt.Sprintf("cmd[%d]", i), "%d bytes, the kernel takes %d in one argument", len(arg), maxArgBytes)
 		}
 	}
 	return nil
