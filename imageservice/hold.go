@@ -18,8 +18,13 @@ import (
 func (s *Store) Hold(imageID, user string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	e := s.images[imageID]
+	if e == nil && !s.collected && digest.Digest(imageID).Validate() == nil {
+		e = unreadableEntry(imageID) // its record is gone, the user is not
+		s.images[imageID] = e
+	}
 	// A damaged image is held only by what was there before the start.
-	if e := s.images[imageID]; e == nil || e.damaged && s.collected {
+	if e == nil || e.damaged && s.collected {
 		return fmt.Errorf("hold %s for %s: %w", imageID, user, ErrNotFound)
 	}
 	if s.holds[imageID] == nil {
@@ -40,6 +45,12 @@ func (s *Store) Release(imageID, user string) {
 	s.mu.Unlock()
 	// What cannot be removed now is removed at a later start.
 	_ = s.drop(imageID)
+	s.mu.Lock()
+	freed := s.collected && len(s.orphans) > 0 && len(s.lost()) == 0
+	s.mu.Unlock()
+	if freed {
+		removeAll(s.takeOrphans())
+	}
 }
 
 // Remove takes the image that ref finds off the list, with all its tags and
@@ -52,7 +63,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	s.disk.Lock()
 	s.mu.Lock()
 	e, err := s.find(ref)
-	if damaged := s.images[ref]; err != nil && damaged != nil && damaged.damaged {
+	if damaged := s.images[ref]; err != nil && damaged != nil && damaged.damaged && !damaged.unreadable {
 		e, err = damaged, nil
 	}
 	if err != nil {
@@ -101,13 +112,14 @@ func (s *Store) replace(e *entry, record *imageRecord) {
 }
 
 // Collect is called once after the start, when all holds are taken again. It
-// removes the images that were removed while a container held them.
+// removes the images that were removed while a container held them, and in the
+// background the layers of no image.
 func (s *Store) Collect() {
 	s.mu.Lock()
 	s.collected = true
 	var removed []string
 	for id, e := range s.images {
-		if e.record.Removed {
+		if e.record.Removed || e.unreadable {
 			removed = append(removed, id)
 		}
 	}
@@ -116,14 +128,17 @@ func (s *Store) Collect() {
 		// What cannot be removed now is removed at a later start.
 		_ = s.drop(id)
 	}
+	if trash := s.takeOrphans(); len(trash) > 0 {
+		s.background.Go(func() { removeAll(trash) })
+	}
 }
 
-// drop forgets a removed image that nobody holds, and removes its layers.
+// drop forgets a removed or unreadable image that nobody holds, and removes its layers.
 func (s *Store) drop(id string) error {
 	s.disk.Lock()
 	s.mu.Lock()
 	e := s.images[id]
-	if e == nil || !e.record.Removed || len(s.holds[id]) > 0 || !s.collected {
+	if e == nil || !(e.record.Removed || e.unreadable) || len(s.holds[id]) > 0 || !s.collected {
 		s.mu.Unlock()
 		s.disk.Unlock()
 		return nil
@@ -131,7 +146,7 @@ func (s *Store) drop(id string) error {
 	delete(s.images, id)
 	s.mu.Unlock()
 	trash := s.ingestPath()
-	err := os.Rename(s.recordPath(id), trash)
+	err := s.withdraw(id, trash)
 	s.disk.Unlock()
 	if err != nil {
 		return err

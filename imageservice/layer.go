@@ -137,12 +137,12 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	if err := os.WriteFile(filepath.Join(dir, layerFile), content, 0o600); err != nil {
 		return err
 	}
-	return s.settle(dir, record)
+	return s.settle(ctx, dir, record)
 }
 
 // settle gives a layer its name. It is durable with the record of the first
 // image that has it.
-func (s *Store) settle(dir string, record *layerRecord) error {
+func (s *Store) settle(ctx context.Context, dir string, record *layerRecord) error {
 	s.disk.Lock()
 	defer s.disk.Unlock()
 	s.mu.Lock()
@@ -151,17 +151,26 @@ func (s *Store) settle(dir string, record *layerRecord) error {
 	if known {
 		return os.RemoveAll(dir)
 	}
-	// Only what is left of a layer that was deleted by hand can be here.
-	if err := s.discard(s.layerPath(record.DiffID)); err != nil {
-		return err
-	}
-	if err := os.Rename(dir, s.layerPath(record.DiffID)); err != nil {
+	if err := s.place(ctx, dir, record); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.layers[record.DiffID] = record
+	s.orphans = slices.DeleteFunc(s.orphans, func(name string) bool { return name == record.DiffID.Encoded() })
 	s.mu.Unlock()
 	return nil
+}
+
+// place moves a layer to where it belongs. The caller holds disk.
+func (s *Store) place(ctx context.Context, dir string, record *layerRecord) error {
+	if s.orphan(record.DiffID) {
+		return s.claim(ctx, dir, record)
+	}
+	// Only what is left of a layer that was deleted by hand can be here.
+	if err := s.discard(s.layerPath(record.DiffID)); err != nil {
+		return err
+	}
+	return os.Rename(dir, s.layerPath(record.DiffID))
 }
 
 // stream downloads, verifies, decompresses and unpacks a layer into diff, in

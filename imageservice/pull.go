@@ -173,7 +173,7 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	s.mu.Lock()
 	old := s.images[r.id]
 	s.mu.Unlock()
-	if old != nil {
+	if old != nil && !(old.unreadable && !exists(s.recordPath(r.id))) {
 		// Its directory stays: a container may have parents/ mounted, and the
 		// same layers give the same.
 		image, err := s.renew(old, dir, n, r)
@@ -206,6 +206,7 @@ func (s *Store) renew(old *entry, dir string, n name, r *resolved) (*Image, erro
 	}
 	mended := &entry{record: old.record.clone(), config: r.config, size: uint64(len(r.rawConfig) + len(r.rawManifest))}
 	mended.record.Manifest, mended.record.Layers = r.manifest, r.config.RootFS.DiffIDs
+	mended.record.Artifact, mended.record.Source = r.artifact, r.source
 	mended.record.Parents = exists(filepath.Join(place, parentsDir))
 	return s.rename(mended, n, r.root, r.verdict)
 }

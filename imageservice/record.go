@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 const (
@@ -153,7 +154,8 @@ func readJSON(path string, value any) error {
 // readEntry reads the record of one image, and its config if that is the one
 // that the image's id promises. Of image.json and config.json one is enough to
 // know the layers: an image without the first has lost its names, one without
-// the second is torn.
+// the second is torn. Without both it is unreadable, and so is an artifact
+// without the first. An error says that the directory is no record.
 func readEntry(dir string) (*entry, error) {
 	id := digest.NewDigestFromEncoded(digest.Canonical, filepath.Base(dir))
 	if err := id.Validate(); err != nil {
@@ -173,14 +175,16 @@ func readEntry(dir string) (*entry, error) {
 		e.config, err = decodeConfig(content)
 	}
 	switch {
-	case err != nil && recordErr != nil:
-		return nil, errors.Join(recordErr, err)
+	case recordErr != nil && (err != nil || len(e.config.RootFS.DiffIDs) == 0):
+		klog.ErrorS(errors.Join(recordErr, err), "The record of an image is unreadable", "image", id)
+		return unreadableEntry(id.String()), nil
 	case err != nil:
 		e.config, e.torn = &ocispec.Image{}, true
 	case recordErr != nil:
 		e.record = &imageRecord{ID: id.String(), Layers: e.config.RootFS.DiffIDs, Parents: exists(filepath.Join(dir, parentsDir))}
 	}
-	return e, e.readRest(dir, recordErr != nil)
+	e.readRest(dir, recordErr != nil)
+	return e, nil
 }
 
 func exists(path string) bool {
@@ -189,12 +193,11 @@ func exists(path string) bool {
 }
 
 // readRest looks at what else belongs to a record.
-func (e *entry) readRest(dir string, identify bool) error {
+func (e *entry) readRest(dir string, identify bool) {
 	if identify {
 		content, err := os.ReadFile(filepath.Join(dir, manifestFile))
-		if err != nil {
-			return err
-		}
+		// Without names and manifest nothing could ever mend or remove it.
+		e.unreadable = err != nil
 		e.record.Manifest = digest.FromBytes(content)
 	}
 	if info, err := os.Stat(filepath.Join(dir, manifestFile)); err == nil {
@@ -205,7 +208,6 @@ func (e *entry) readRest(dir string, identify bool) error {
 	if e.record.Parents && !exists(filepath.Join(dir, parentsDir)) {
 		e.torn = true
 	}
-	return nil
 }
 
 // readLayer reads the record of one layer and sees that its directory exists.

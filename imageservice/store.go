@@ -65,6 +65,7 @@ type Store struct {
 	layers    map[digest.Digest]*layerRecord
 	pins      map[digest.Digest]int
 	holds     map[string]map[string]struct{} // users by image id
+	orphans   []string                       // layers/ of no record: see orphan.go
 	serial    uint64                         // the highest of a record
 	collected bool
 	closed    bool
@@ -77,7 +78,10 @@ type entry struct {
 	size    uint64 // of the record's files
 	torn    bool   // config.json, manifest.json or parents/ are missing or damaged
 	damaged bool   // it is torn, or a layer is missing
-	image   *Image // nil when removed or damaged
+	// unreadable: too little is known of it, see orphan.go. Unless it is held it
+	// goes with Collect.
+	unreadable bool
+	image      *Image // nil when removed or damaged
 }
 
 // Open opens the store and makes it when there is none. It reads the records;
@@ -159,9 +163,9 @@ func (s *Store) openRoot() error {
 	return nil
 }
 
-// load reads the records. A layer of no record is from an interrupted pull and
-// may be torn, so it goes; an image that misses a layer or a document is not
-// listed, and mended by its next pull.
+// load reads the records. A layer of no record may be torn and goes, though not
+// before Collect; an image that misses a layer or a document is not listed, and
+// mended by its next pull.
 func (s *Store) load() error {
 	dirs, err := os.ReadDir(s.path("records"))
 	if err != nil {
@@ -190,7 +194,7 @@ func (s *Store) load() error {
 	}
 	for _, d := range dirs {
 		if !s.knows(d.Name()) {
-			broken = append(broken, s.path("layers", d.Name()))
+			s.orphans = append(s.orphans, d.Name())
 		}
 	}
 	for _, path := range broken {
