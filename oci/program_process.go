@@ -21,14 +21,43 @@ type process struct {
 	user *specs.Linux // its mappings, nil without a user namespace
 }
 
-// labels appends what LSMs want to know; the host's /proc is needed for it.
+// labels appends what LSMs want to know. It is written through a procfs that was made for
+// it and is mounted nowhere: nobody can have led the files elsewhere (CVE-2025-52881).
 func (c *process) labels() {
-	if l := c.proc.SelinuxLabel; l != "" {
-		c.write("SELinux label", "/proc/thread-self/attr/exec", l)
+	selinux, apparmor := c.proc.SelinuxLabel, c.proc.ApparmorProfile
+	if selinux == "" && apparmor == "" {
+		return
 	}
-	if a := c.proc.ApparmorProfile; a != "" {
-		c.write("AppArmor profile "+a, "/proc/thread-self/attr/apparmor/exec", "exec "+a)
+	proc := c.ownProc("labels")
+	if selinux != "" {
+		c.writeBelow(proc, "SELinux label", "thread-self/attr/exec", selinux)
+		// Of the session keyring that is made later. Both labels end with execve.
+		c.writeBelow(proc, "SELinux label of keys", "thread-self/attr/keycreate", selinux)
 	}
+	if apparmor != "" {
+		c.writeBelow(proc, "AppArmor profile "+apparmor, "thread-self/attr/apparmor/exec", "exec "+apparmor)
+	}
+	c.close("labels", proc)
+}
+
+// ownProc appends the making of a procfs and returns its slot.
+func (c *process) ownProc(name string) int {
+	f, s := c.slot(), c.slot()
+	c.call(name+": open file system proc", unix.SYS_FSOPEN, c.str("proc"), flags(unix.FSOPEN_CLOEXEC, "FSOPEN_CLOEXEC")).to(f)
+	c.call(name+": create", unix.SYS_FSCONFIG, slotArg(f), flags(unix.FSCONFIG_CMD_CREATE, "FSCONFIG_CMD_CREATE"), null(), null(), num(0))
+	attr := flags(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_NODEV, "{nosuid,noexec,nodev}")
+	c.call(name+": make mount", unix.SYS_FSMOUNT, slotArg(f), flags(unix.FSMOUNT_CLOEXEC, "FSMOUNT_CLOEXEC"), attr).to(s)
+	c.close(name, f)
+	return s
+}
+
+// writeBelow appends the writing of text to a file below dir, in the same mount.
+func (c *process) writeBelow(dir int, name, file, text string) {
+	f := c.slot()
+	how := c.words("{O_WRONLY, RESOLVE_BENEATH|RESOLVE_NO_XDEV|RESOLVE_NO_MAGICLINKS}", unix.O_WRONLY|unix.O_CLOEXEC, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS)
+	c.call(name+": open "+file, unix.SYS_OPENAT2, slotArg(dir), c.str(file), how, num(24)).to(f)
+	c.call(name+": write", unix.SYS_WRITE, slotArg(f), c.str(text), num(len(text)))
+	c.close(name, f)
 }
 
 // resources appends the joining of the cgroup. A single-threaded process

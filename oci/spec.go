@@ -154,6 +154,9 @@ func LeftOut(c *Container) []string {
 	if got := c.Host.ClampOOMScoreAdj(want); got != want {
 		out = append(out, fmt.Sprintf("%s.oom_score_adj: %d instead of %d, the daemon lacks CAP_SYS_RESOURCE", resourcesField, got, want))
 	}
+	if sec.GetSelinuxOptions() != nil && !c.Host.SELinux {
+		out = append(out, securityField+".selinux_options: no effect, SELinux is not enabled on this node")
+	}
 	out = append(out, c.cutRlimits()...)
 	return append(out, c.missingResources()...)
 }

@@ -63,7 +63,10 @@ func SeccompProfile(config *runtimeapi.ContainerConfig) (runtimeapi.SecurityProf
 	if p == nil {
 		field = securityField + ".seccomp_profile_path"
 		//nolint:staticcheck // SA1019: clients older than the seccomp field send only this one
-		p = oldProfile(sec.GetSeccompProfilePath())
+		old := sec.GetSeccompProfilePath()
+		if p = oldProfile(old); p == nil {
+			return 0, "", noOldProfile(field, old)
+		}
 	}
 	if err := checkProfile(field, p); err != nil {
 		return 0, "", err
@@ -78,7 +81,7 @@ func SeccompProfile(config *runtimeapi.ContainerConfig) (runtimeapi.SecurityProf
 	return runtimeapi.SecurityProfile_Localhost, file, nil
 }
 
-// oldProfile reads the string form of a profile that CRI deprecated.
+// oldProfile reads the string form of a profile that CRI deprecated; nil: it has no such form.
 func oldProfile(s string) *runtimeapi.SecurityProfile {
 	switch {
 	case s == "", s == "unconfined":
@@ -90,7 +93,11 @@ func oldProfile(s string) *runtimeapi.SecurityProfile {
 			ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: strings.TrimPrefix(s, localhostPrefix),
 		}
 	}
-	return &runtimeapi.SecurityProfile{ProfileType: -1}
+	return nil
+}
+
+func noOldProfile(field, s string) error {
+	return invalid(field, "%.300q is none of runtime/default, unconfined and localhost/NAME", s)
 }
 
 // seccomp returns the profile that the caller found, never none when one was
@@ -119,8 +126,11 @@ func (c *Container) apparmor() (string, error) {
 		//nolint:staticcheck // SA1019: clients older than the apparmor field send only this one
 		old := sec.GetApparmorProfile()
 		p = oldProfile(old)
-		if old == "" {
+		switch {
+		case old == "":
 			p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		case p == nil:
+			return "", noOldProfile(field, old)
 		}
 	}
 	if err := checkProfile(field, p); err != nil {
