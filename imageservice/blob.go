@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"k8s.io/klog/v2"
 )
 
 // maxReopened is how often in a row a download is resumed without a byte more.
@@ -20,8 +22,44 @@ type blobReader struct {
 	desc   ocispec.Descriptor
 	rc     io.ReadCloser
 	offset int64
-	broken int  // in a row without progress
-	whole  bool // the registry serves no ranges: what was read already is skipped
+	broken int     // in a row without progress
+	whole  bool    // the registry serves no ranges: what was read already is skipped
+	avoid  []*host // that sent something else than the blob
+	served []*host // that sent some of it, the first one first
+}
+
+// wrongBlob is a download that failed by what a host sent: another host may
+// have the right thing.
+type wrongBlob struct{ error }
+
+func (w wrongBlob) Unwrap() error { return w.error }
+
+// blob gives take a reader of a blob, and as long as that ends in a wrongBlob
+// one of the next host. The last host's error says of which kind the whole is.
+func (sess *session) blob(ctx context.Context, desc ocispec.Descriptor, take func(*blobReader) error) error {
+	var errs hostErrors
+	var avoid []*host
+	for {
+		blob := &blobReader{ctx: ctx, sess: sess, desc: desc, avoid: avoid}
+		err := take(blob)
+		_ = blob.Close() // verified, or failed already
+		if err == nil {
+			return nil
+		}
+		if errs = append(errs, err); len(errs) > 1 {
+			err = errs
+		}
+		var wrong wrongBlob
+		if ctx.Err() != nil || !errors.As(errs[len(errs)-1], &wrong) || len(blob.served) == 0 {
+			return err
+		}
+		avoid = append(avoid, blob.served[0])
+		if !slices.ContainsFunc(sess.hosts, func(h *host) bool { return pulls(h) && !slices.Contains(avoid, h) }) {
+			return err
+		}
+		klog.ErrorS(wrong, "A host of a registry sent something else than a blob, the next host is asked",
+			"host", blob.served[0].host, "image", sess.name.String(), "blob", desc.Digest)
+	}
 }
 
 // Read returns io.EOF only at the size that the descriptor names.
@@ -60,9 +98,12 @@ func (b *blobReader) read(p []byte) (int, error) {
 		if b.whole {
 			from = 0
 		}
-		rc, err := b.sess.open(b.ctx, b.desc, from)
+		rc, source, err := b.sess.open(b.ctx, b.desc, from, b.avoid)
 		if err != nil {
 			return 0, err
+		}
+		if source != nil {
+			b.served = append(b.served, source)
 		}
 		b.rc = rc
 		if _, err := io.CopyN(io.Discard, rc, b.offset-from); err != nil {
@@ -95,9 +136,9 @@ func (b *blobReader) fail(err error) error {
 		return cause
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return &cutShort{want: b.desc.Size, got: b.offset}
+		return wrongBlob{&cutShort{want: b.desc.Size, got: b.offset}}
 	}
-	return b.sess.explain(err)
+	return wrongBlob{b.sess.explain(err)}
 }
 
 // Close ends the download.

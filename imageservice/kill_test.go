@@ -59,7 +59,7 @@ func TestKilled(t *testing.T) {
 	putChurn(r)
 	config := Config{Root: filepath.Join(t.TempDir(), "images")}
 	p := &promises{ids: map[string]string{}}
-	kills, calls, listed := rounds(t, 40), 0, 0
+	kills, calls, listed := rounds(t, 15), 0, 0
 	for range kills {
 		calls += killChild(t, config.Root, r.host, rand.N(400*time.Millisecond), p)
 		listed += p.verify(t, config, r.host)

@@ -118,7 +118,6 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	l.meter.start()
 	defer func() {
 		l.meter.finish(err)
 		if err != nil {
@@ -176,18 +175,31 @@ func (s *Store) place(ctx context.Context, dir string, record *layerRecord) erro
 // stream downloads, verifies, decompresses and unpacks a layer into diff, in
 // five goroutines: one reads the network, one decompresses, two hash what these
 // bring, this one unpacks.
-func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string) (*layerRecord, error) {
-	if err := makeDiff(diff); err != nil {
-		return nil, err
-	}
+func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string) (record *layerRecord, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	blob := &blobReader{ctx: ctx, sess: sess, desc: l.blob}
+	defer cancel()
+	err = sess.blob(ctx, l.blob, func(blob *blobReader) (err error) {
+		// An earlier host's attempt may have left something.
+		dir := filepath.Dir(diff)
+		if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700), makeDiff(diff)); err != nil {
+			return err
+		}
+		l.meter.start()
+		record, err = s.streamBlob(blob, l, diff)
+		return err
+	})
+	return record, err
+}
+
+// streamBlob is one attempt of stream.
+func (s *Store) streamBlob(blob *blobReader, l layer, diff string) (*layerRecord, error) {
+	ctx, cancel := context.WithCancel(blob.ctx)
+	blob.ctx = ctx
 	compressed := newVerifier(l.meter.arriving(blob), l.blob.Digest, math.MaxInt64, "blob")
 	download := newReadAhead(compressed, &s.buffers)
 	defer func() {
 		cancel() // ends a Read that hangs
 		download.close()
-		_ = blob.Close() // verified, or failed already
 	}()
 	record, err := s.unpackBlob(ctx, download, l, diff)
 	if err != nil {
@@ -196,24 +208,28 @@ func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string)
 	if _, err := io.Copy(io.Discard, download); err != nil {
 		return nil, err
 	}
-	return record, compressed.verify()
+	if err := compressed.verify(); err != nil {
+		return nil, wrongBlob{err}
+	}
+	return record, nil
 }
 
 // blame finds the true reason why a layer could not be unpacked: if the blob
 // is not what its digest says, that is it.
 func (s *Store) blame(err error, download io.Reader, compressed *verifier) error {
-	if !errors.Is(err, ErrMalformedLayer) {
+	var wrong wrongBlob
+	if errors.As(err, &wrong) || !errors.Is(err, ErrMalformedLayer) && !errors.Is(err, ErrDigestMismatch) && !errors.Is(err, ErrTooLarge) {
 		return err
 	}
 	n, readErr := io.CopyN(io.Discard, download, maxLookahead)
 	if n == maxLookahead {
-		return err
+		return wrongBlob{err} // perhaps
 	}
 	if !errors.Is(readErr, io.EOF) {
 		return readErr
 	}
 	if mismatch := compressed.verify(); mismatch != nil {
-		return mismatch
+		return wrongBlob{mismatch}
 	}
 	return err
 }

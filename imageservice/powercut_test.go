@@ -65,7 +65,7 @@ func cutPower(t *testing.T, dir, fs string) {
 	putChurn(r)
 	config := Config{Root: filepath.Join(mounted, "images")}
 	p := &promises{ids: map[string]string{}}
-	cuts, listed := rounds(t, 15), 0
+	cuts, listed := rounds(t, 6), 0
 	for range cuts {
 		mustRun(t, "mount", "-o", "loop", disk, mounted)
 		cutOnce(t, config, r.host, p)

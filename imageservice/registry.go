@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -224,11 +225,13 @@ func (b *encodedBody) Close() error { return b.body.Close() }
 // errNoRanges: the host cannot go on from the middle of a blob.
 var errNoRanges = errors.New("the registry serves no ranges")
 
-// open starts the download of a blob from an offset on. Locations that a
-// descriptor names itself are not followed: an image chooses no host to ask.
-func (sess *session) open(ctx context.Context, desc ocispec.Descriptor, offset int64) (rc io.ReadCloser, err error) {
+// open starts the download of a blob from an offset on, and returns which host
+// sends it; of an archive none does. Locations that a descriptor names itself are
+// not followed: an image chooses no host to ask.
+func (sess *session) open(ctx context.Context, desc ocispec.Descriptor, offset int64, avoid []*host) (rc io.ReadCloser, from *host, err error) {
 	if sess.archive != nil {
-		return sess.archive.open(desc, offset)
+		rc, err = sess.archive.open(desc, offset)
+		return rc, nil, err
 	}
 	what, header := "blobs/", http.Header{}
 	if manifestType(desc.MediaType) {
@@ -238,7 +241,8 @@ func (sess *session) open(ctx context.Context, desc ocispec.Descriptor, offset i
 	if offset > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	err = sess.each(ctx, pulls, func(h *host) error {
+	fits := func(h *host) bool { return pulls(h) && !slices.Contains(avoid, h) }
+	err = sess.each(ctx, fits, func(h *host) error {
 		address := h.url(sess.name.domain, sess.repository, what+desc.Digest.String())
 		resp, err := h.do(ctx, http.MethodGet, address, header)
 		if err == nil {
@@ -247,9 +251,10 @@ func (sess *session) open(ctx context.Context, desc ocispec.Descriptor, offset i
 		if err == nil && what == "manifests/" {
 			sess.source = h.host // one document is read at a time
 		}
+		from = h
 		return err
 	})
-	return rc, err
+	return rc, from, err
 }
 
 // body returns the part of a blob from offset on, also of a host that ignores
@@ -303,17 +308,21 @@ func (sess *session) document(ctx context.Context, desc ocispec.Descriptor) ([]b
 	if content := sess.known[desc.Digest]; content != nil {
 		return content, nil
 	}
-	blob := &blobReader{ctx: ctx, sess: sess, desc: desc}
-	content, err := io.ReadAll(io.LimitReader(blob, maxDocument+1))
-	err = errors.Join(err, blob.Close())
+	var content []byte
+	err := sess.blob(ctx, desc, func(blob *blobReader) (err error) {
+		if content, err = io.ReadAll(io.LimitReader(blob, maxDocument+1)); err != nil {
+			return fmt.Errorf("download %s: %w", desc.Digest, err)
+		}
+		if int64(len(content)) != desc.Size {
+			return wrongBlob{fmt.Errorf("%w: %s has %d bytes instead of %d", ErrDigestMismatch, desc.Digest, len(content), desc.Size)}
+		}
+		if got := desc.Digest.Algorithm().FromBytes(content); got != desc.Digest {
+			return wrongBlob{fmt.Errorf("%w: downloaded %s, got %s", ErrDigestMismatch, desc.Digest, got)}
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("download %s: %w", desc.Digest, err)
-	}
-	if int64(len(content)) != desc.Size {
-		return nil, fmt.Errorf("%w: %s has %d bytes instead of %d", ErrDigestMismatch, desc.Digest, len(content), desc.Size)
-	}
-	if got := desc.Digest.Algorithm().FromBytes(content); got != desc.Digest {
-		return nil, fmt.Errorf("%w: downloaded %s, got %s", ErrDigestMismatch, desc.Digest, got)
+		return nil, err
 	}
 	return content, nil
 }
