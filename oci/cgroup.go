@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // lets the library set device rules
@@ -31,6 +32,8 @@ type Cgroups struct {
 	v2          bool
 	hierarchies []place // v1: the mount points; v2: the root alone
 	swap        bool    // the memory controller limits swap
+
+	kept atomic.Int32 // files that are open for statistics
 }
 
 // place is one directory: of a hierarchy or of a cgroup in it.

@@ -5,6 +5,8 @@ import (
 	"math"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,14 +93,38 @@ type Stall struct {
 }
 
 // StatsSource is where the kernel accounts for one cgroup. It is safe for
-// concurrent use.
+// concurrent use, and keeps the files that every look reads open until Close.
 type StatsSource struct {
 	path                                       string // below the root of all cgroups
 	v2                                         bool
 	cpuacct, cpu, memory, blkio, pids, hugetlb string // directories, "" without the controller
 	home                                       string // lists the processes
 	pageSizes                                  []string
+
+	budget *atomic.Int32 // files that all sources keep open; nil: keep none
+	mu     sync.Mutex
+	kept   [keptFiles]int // descriptors; 0: not open
+	closed bool
 }
+
+// The files that are kept open. To open one takes the kernel five times as
+// long as to read it. Each one costs about 5 KiB of its memory, which is why
+// those of a look in detail are not kept and why there is a bound.
+const (
+	keptUsage = iota // of the processor, with v2 cpu.stat
+	keptMemory
+	keptMemoryStat
+	keptTasks
+	keptSwap // v2, as those below
+	keptMemoryLimit
+	keptSwapLimit
+	keptCPUPressure
+	keptMemoryPressure
+	keptIOPressure
+	keptFiles
+
+	maxKeptFiles = 2048
+)
 
 // StatsSource names the files of the cgroup p, which may or may not exist.
 func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
@@ -106,7 +132,7 @@ func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &StatsSource{v2: g.v2, home: c.home().dir, path: strings.TrimPrefix(c.places[0].dir, g.hierarchies[0].dir)}
+	s := &StatsSource{v2: g.v2, home: c.home().dir, path: strings.TrimPrefix(c.places[0].dir, g.hierarchies[0].dir), budget: &g.kept}
 	for i := range c.places {
 		s.place(&c.places[i])
 	}
@@ -114,6 +140,41 @@ func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
 		s.pageSizes = hugePageSizes("/sys/kernel/mm/hugepages")
 	}
 	return s, nil
+}
+
+// Close closes the files. Looks are possible after it; they keep none open.
+func (s *StatsSource) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.dropAll()
+}
+
+func (s *StatsSource) dropAll() {
+	for i := range s.kept {
+		s.drop(i)
+	}
+}
+
+func (s *StatsSource) drop(i int) {
+	if s.kept[i] > 0 {
+		_ = unix.Close(s.kept[i])
+		s.kept[i] = 0
+		s.budget.Add(-1)
+	}
+}
+
+// keep tells whether fd stays open.
+func (s *StatsSource) keep(i, fd int) bool {
+	if s.closed || s.budget == nil || fd <= 0 {
+		return false
+	}
+	if s.budget.Add(1) > maxKeptFiles {
+		s.budget.Add(-1)
+		return false
+	}
+	s.kept[i] = fd
+	return true
 }
 
 // Path is the cgroup's path below the root of all cgroups.
@@ -174,15 +235,45 @@ func NewStatsReader() *StatsReader { return &StatsReader{buf: make([]byte, stats
 // the cgroup is gone: nothing of it could be read.
 func (r *StatsReader) Read(s *StatsSource, st *CgroupStats, detail bool) error {
 	*st = CgroupStats{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.v2 {
 		r.readV2(s, st, detail)
 	} else {
 		r.readV1(s, st, detail)
 	}
 	if !st.CPU.Known && !st.Memory.Known && !st.Pids.Known {
+		s.dropAll()
 		return fmt.Errorf("statistics of cgroup %s: %w", s.home, ErrNotFound)
 	}
 	return nil
+}
+
+// often is file for one that may be kept open. s is locked.
+func (r *StatsReader) often(s *StatsSource, i int, dir, name string) []byte {
+	if dir == "" {
+		return nil
+	}
+	if s.kept[i] > 0 {
+		if data := r.readAll(s.kept[i]); data != nil {
+			return data
+		}
+		s.drop(i) // the cgroup is gone; there may be another one of its name
+	}
+	fd, err := openRetry(dir + "/" + name)
+	if err != nil {
+		return nil
+	}
+	data := r.readAll(fd)
+	if data == nil || !s.keep(i, fd) {
+		_ = unix.Close(fd)
+	}
+	return data
+}
+
+// oftenValue is value for a file that may be kept open.
+func (r *StatsReader) oftenValue(s *StatsSource, i int, dir, name string) (uint64, bool) {
+	return parseUint(r.often(s, i, dir, name))
 }
 
 // file returns what is in a file, valid until the next call; nil if it can't be read.
@@ -195,9 +286,14 @@ func (r *StatsReader) file(dir, name string) []byte {
 		return nil
 	}
 	defer unix.Close(fd)
+	return r.readAll(fd)
+}
+
+// readAll reads from the beginning, whatever was read before; nil after an error.
+func (r *StatsReader) readAll(fd int) []byte {
 	n := 0
 	for {
-		m, err := unix.Read(fd, r.buf[n:])
+		m, err := unix.Pread(fd, r.buf[n:], int64(n))
 		if err == unix.EINTR {
 			continue
 		}

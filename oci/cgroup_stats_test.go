@@ -122,6 +122,67 @@ func TestStatsOfThisHost(t *testing.T) {
 	}
 }
 
+// Files that are kept open follow a cgroup that goes and comes again; none is
+// open after Close, nor beyond the bound.
+func TestStatsKeepFilesOpen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a cgroup")
+	}
+	g, err := NewCgroups("cgroupfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "/cri-stats-keep-" + strconv.Itoa(os.Getpid())
+	s, err := g.StatsSource(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, st := NewStatsReader(), CgroupStats{}
+	for range 2 {
+		if err := r.Read(s, &st, false); !errors.Is(err, ErrNotFound) || g.kept.Load() != 0 {
+			t.Fatalf("without the cgroup: %v, %d files", err, g.kept.Load())
+		}
+		c, err := g.Create(name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var open int32
+		for range 2 {
+			if err := r.Read(s, &st, true); err != nil || !st.CPU.Known || !st.Memory.Known {
+				t.Errorf("%v, %+v", err, st)
+			}
+			if n := g.kept.Load(); n == 0 || n > keptFiles || open != 0 && n != open {
+				t.Errorf("%d files, then %d", open, n)
+			}
+			open = g.kept.Load()
+		}
+		if err := c.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	c, err := g.Create(name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Read(s, &st, false); err != nil || g.kept.Load() != 0 {
+		t.Errorf("after Close: %v, %d files", err, g.kept.Load())
+	}
+	if s, err = g.StatsSource(name); err != nil {
+		t.Fatal(err)
+	}
+	g.kept.Store(maxKeptFiles - 1)
+	if err := r.Read(s, &st, false); err != nil || g.kept.Load() != maxKeptFiles {
+		t.Errorf("at the bound: %v, %d files", err, g.kept.Load())
+	}
+	if s.Close(); g.kept.Load() != maxKeptFiles-1 {
+		t.Errorf("%d files", g.kept.Load())
+	}
+	if err := c.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A file that goes away, is empty or malformed costs its own figures only.
 func TestStatsPartial(t *testing.T) {
 	dir := t.TempDir()

@@ -7,12 +7,12 @@ import "math"
 const tick = 1e9 / 100
 
 func (r *StatsReader) readV1(s *StatsSource, st *CgroupStats, detail bool) {
-	st.CPU.Usage, st.CPU.Known = r.value(s.cpuacct, "cpuacct.usage")
-	st.Memory.Usage, st.Memory.Known = r.value(s.memory, "memory.usage_in_bytes")
+	st.CPU.Usage, st.CPU.Known = r.oftenValue(s, keptUsage, s.cpuacct, "cpuacct.usage")
+	st.Memory.Usage, st.Memory.Known = r.oftenValue(s, keptMemory, s.memory, "memory.usage_in_bytes")
 	if st.Memory.Known {
-		st.Memory.parseV1(r.file(s.memory, "memory.stat"))
+		st.Memory.parseV1(r.often(s, keptMemoryStat, s.memory, "memory.stat"))
 	}
-	st.Pids.Current, st.Pids.Known = r.value(s.pids, "pids.current")
+	st.Pids.Current, st.Pids.Known = r.oftenValue(s, keptTasks, s.pids, "pids.current")
 	if !detail {
 		return
 	}

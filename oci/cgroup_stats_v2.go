@@ -3,24 +3,24 @@ package oci
 const microsecond = 1000
 
 func (r *StatsReader) readV2(s *StatsSource, st *CgroupStats, detail bool) {
-	st.CPU.parseV2(r.file(s.cpu, "cpu.stat"))
-	st.CPU.Pressure.parse(r.file(s.cpu, "cpu.pressure"))
-	st.IO.Pressure.parse(r.file(s.blkio, "io.pressure"))
+	st.CPU.parseV2(r.often(s, keptUsage, s.cpu, "cpu.stat"))
+	st.CPU.Pressure.parse(r.often(s, keptCPUPressure, s.cpu, "cpu.pressure"))
+	st.IO.Pressure.parse(r.often(s, keptIOPressure, s.blkio, "io.pressure"))
 	m := &st.Memory
-	if m.Usage, m.Known = r.value(s.memory, "memory.current"); m.Known {
-		m.parseV2(r.file(s.memory, "memory.stat"))
+	if m.Usage, m.Known = r.oftenValue(s, keptMemory, s.memory, "memory.current"); m.Known {
+		m.parseV2(r.often(s, keptMemoryStat, s.memory, "memory.stat"))
 		m.Limit, m.SwapLimit = NoLimit, NoLimit
-		if v, ok := r.value(s.memory, "memory.max"); ok {
+		if v, ok := r.oftenValue(s, keptMemoryLimit, s.memory, "memory.max"); ok {
 			m.Limit = v
 		}
-		if m.Swap, m.SwapKnown = r.value(s.memory, "memory.swap.current"); m.SwapKnown {
-			if v, ok := r.value(s.memory, "memory.swap.max"); ok {
+		if m.Swap, m.SwapKnown = r.oftenValue(s, keptSwap, s.memory, "memory.swap.current"); m.SwapKnown {
+			if v, ok := r.oftenValue(s, keptSwapLimit, s.memory, "memory.swap.max"); ok {
 				m.SwapLimit = v
 			}
 		}
-		m.Pressure.parse(r.file(s.memory, "memory.pressure"))
+		m.Pressure.parse(r.often(s, keptMemoryPressure, s.memory, "memory.pressure"))
 	}
-	st.Pids.Current, st.Pids.Known = r.value(s.pids, "pids.current")
+	st.Pids.Current, st.Pids.Known = r.oftenValue(s, keptTasks, s.pids, "pids.current")
 	if !detail {
 		return
 	}

@@ -204,6 +204,7 @@ func (c *Container) publish(change func(s *ContainerStatus)) {
 		change(s)
 	})
 	if done {
+		c.meter.close()
 		st := c.Status()
 		klog.V(2).InfoS("Container has exited", "container", c.id, "pod", c.box.id, "code", st.ExitCode, "reason", st.Reason)
 		close(c.exited)

@@ -277,6 +277,7 @@ func (b *Sandbox) stop(ctx context.Context) error {
 func (b *Sandbox) release(ctx context.Context) error {
 	var all error
 	b.net.close() // it would keep the namespace
+	b.meter.close()
 	config := b.Status().Config
 	if b.ownNetwork(config) {
 		pod := b.pod()

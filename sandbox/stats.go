@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,15 +25,48 @@ type Usage struct {
 	Cgroup         string // path below the root of all cgroups
 	NanoCores      uint64 // of processor time per second since an earlier look
 	NanoCoresKnown bool   // false at the first look
-	Processes      int
-	PIDs           []int // with detail only
+	Processes      int    // of a container with detail only
+	PIDs           []int  // of a container, with detail only
 	oci.CgroupStats
+
+	source *oci.StatsSource
+	init   int // of a container: its first process
 }
 
 // meter is what an object keeps between two looks at it.
 type meter struct {
-	source atomic.Pointer[oci.StatsSource]
-	rate   rate
+	rate rate
+
+	mu     sync.Mutex
+	source *oci.StatsSource // nil before the first look
+	closed bool
+}
+
+func (m *meter) open(g *oci.Cgroups, cgroup string) (*oci.StatsSource, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.source != nil {
+		return m.source, nil
+	}
+	source, err := g.StatsSource(cgroup)
+	if err != nil {
+		return nil, err
+	}
+	if m.closed {
+		source.Close()
+	}
+	m.source = source
+	return source, nil
+}
+
+// close closes the files that are kept open.
+func (m *meter) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	if m.source != nil {
+		m.source.Close()
+	}
 }
 
 // rate turns a counter into a rate.
@@ -64,35 +96,51 @@ func (r *rate) add(at int64, usage uint64) (cores uint64, known bool) {
 // Usage looks at the container; ErrNotFound says that its cgroup is gone, as
 // when it is being removed. Without detail the processes aren't counted.
 func (c *Container) Usage(detail bool) (*Usage, error) {
-	u, err := c.store.usage(&c.meter, c.record.Cgroup, detail, detail)
+	u, err := c.store.usage(&c.meter, c.record.Cgroup, detail)
 	if err != nil {
 		return nil, fmt.Errorf("usage of container %s: %w", c.id, err)
 	}
+	u.init = c.Status().PID
+	if detail {
+		u.PIDs = c.store.processes(u)
+		u.Processes = len(u.PIDs)
+	}
 	return u, nil
 }
 
-// Usage looks at the pod's cgroup, with all that is in it.
-func (b *Sandbox) Usage(detail bool) (*Usage, error) {
-	u, err := b.store.usage(&b.meter, b.Status().Cgroup, detail, true)
+// Usage looks at the pod's cgroup, with all that is in it. containers is what
+// was seen of its containers just before: it spares counting their processes again.
+func (b *Sandbox) Usage(containers ...*Usage) (*Usage, error) {
+	u, err := b.store.usage(&b.meter, b.Status().Cgroup, false)
 	if err != nil {
 		return nil, fmt.Errorf("usage of sandbox %s: %w", b.id, err)
 	}
+	var tasks uint64
+	for _, c := range containers {
+		tasks += c.Pids.Current
+	}
+	if !u.Pids.Known || tasks != u.Pids.Current {
+		containers = []*Usage{u} // others are in the pod's cgroup, or one came meanwhile
+	}
+	for _, c := range containers {
+		n := c.Processes
+		if n == 0 {
+			n = len(b.store.processes(c))
+		}
+		u.Processes += n
+	}
 	return u, nil
 }
 
-func (s *Store) usage(m *meter, cgroup string, detail, processes bool) (*Usage, error) {
-	source := m.source.Load()
-	if source == nil {
-		var err error
-		if source, err = s.cgroups.StatsSource(cgroup); err != nil {
-			return nil, err
-		}
-		m.source.Store(source)
+func (s *Store) usage(m *meter, cgroup string, detail bool) (*Usage, error) {
+	source, err := m.open(s.cgroups, cgroup)
+	if err != nil {
+		return nil, err
 	}
 	reader := s.reader()
 	defer s.readers.Put(reader)
-	u := &Usage{At: time.Now().UnixNano(), Cgroup: source.Path()}
-	err := reader.Read(source, &u.CgroupStats, detail)
+	u := &Usage{At: time.Now().UnixNano(), Cgroup: source.Path(), source: source}
+	err = reader.Read(source, &u.CgroupStats, detail)
 	if errors.Is(err, oci.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
@@ -102,14 +150,18 @@ func (s *Store) usage(m *meter, cgroup string, detail, processes bool) (*Usage, 
 	if u.CPU.Known {
 		u.NanoCores, u.NanoCoresKnown = m.rate.add(u.At, u.CPU.Usage)
 	}
-	if processes {
-		pids := reader.Processes(source, maxProcesses)
-		u.Processes = len(pids)
-		if detail {
-			u.PIDs = pids
-		}
-	}
 	return u, nil
+}
+
+// processes lists those of the cgroup; a single task of a container is its
+// first process, without another look.
+func (s *Store) processes(u *Usage) []int {
+	if u.Pids.Known && u.Pids.Current == 1 && u.init > 0 {
+		return []int{u.init}
+	}
+	reader := s.reader()
+	defer s.readers.Put(reader)
+	return reader.Processes(u.source, maxProcesses)
 }
 
 func (s *Store) reader() *oci.StatsReader {

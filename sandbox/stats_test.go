@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -95,7 +96,7 @@ func TestUsage(t *testing.T) {
 	if limit, ok := FileLimit(c.Status().PID); !ok || limit == 0 {
 		t.Error("no limit of files")
 	}
-	pod, err := b.Usage(false)
+	pod, err := b.Usage(u)
 	if err != nil || pod.CPU.Usage < u.CPU.Usage || pod.Processes < u.Processes {
 		t.Errorf("pod: %+v, %v", pod, err)
 	}
@@ -118,10 +119,73 @@ func TestUsage(t *testing.T) {
 			}
 		})
 	}
+	if openBelow(t, c.id) == 0 {
+		t.Error("no file is kept open")
+	}
 	if err := c.Remove(ctx); err != nil {
 		t.Error(err)
 	}
 	wait.Wait()
+	if n := openBelow(t, c.id); n != 0 {
+		t.Errorf("%d files of a container that has exited are open", n)
+	}
+	if err := b.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	if n := openBelow(t, filepath.Base(pod.Cgroup)); n != 0 {
+		t.Errorf("%d files of a stopped pod are open", n)
+	}
+}
+
+// openBelow counts this process's open files of a cgroup with that name.
+func openBelow(t *testing.T, name string) (n int) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, "/sys/fs/cgroup/") && strings.Contains(to, name) {
+			n++
+		}
+	}
+	return n
+}
+
+// However its processes are counted, a pod has as many as its containers.
+func TestUsageProcesses(t *testing.T) {
+	f := setUp(t)
+	b := f.pod()
+	one := f.run(b, "one", "sleep", "1000")
+	two := f.run(b, "two", "sh", "-c", "sleep 1000 & exec sleep 1000")
+	deadline := time.After(20 * time.Second)
+	for {
+		if u, err := two.Usage(true); err != nil {
+			t.Fatal(err)
+		} else if u.Processes == 2 {
+			break
+		}
+		select {
+		case <-deadline:
+			t.Fatal("it has one process only")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	for _, detail := range []bool{true, false} {
+		u1, err1 := one.Usage(detail)
+		u2, err2 := two.Usage(detail)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		if detail && (!slices.Equal(u1.PIDs, []int{one.Status().PID}) || !slices.Contains(u2.PIDs, two.Status().PID)) {
+			t.Errorf("processes %v and %v", u1.PIDs, u2.PIDs)
+		}
+		for _, seen := range [][]*Usage{nil, {u1}, {u1, u2}} {
+			if pod, err := b.Usage(seen...); err != nil || pod.Processes != 3 {
+				t.Errorf("after a look at %d containers: %+v, %v", len(seen), pod, err)
+			}
+		}
+	}
 }
 
 // A container that is frozen, and a monitor that is, don't hold up a look at them.
@@ -143,7 +207,7 @@ func TestUsageOfFrozen(t *testing.T) {
 	if err != nil || !u.Memory.Known || CountFiles(u.PIDs).Files == 0 {
 		t.Errorf("%+v, %v", u, err)
 	}
-	if _, err := b.Usage(true); err != nil {
+	if _, err := b.Usage(); err != nil {
 		t.Error(err)
 	}
 	b.verb.unlock()

@@ -155,8 +155,10 @@ func (s *Store) Close() error {
 	s.events.close()
 	for _, b := range s.Sandboxes() {
 		b.net.close()
+		b.meter.close()
 	}
 	for _, c := range s.Containers() {
+		c.meter.close()
 		all = errors.Join(all, c.detach())
 	}
 	s.watchers.Wait()

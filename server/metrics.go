@@ -62,13 +62,16 @@ func (s *runtimeService) eachPodMetrics(ctx context.Context, yield func(*runtime
 	}
 	return inBatches(ctx, pods, func(box *sandbox.Sandbox) *runtimeapi.PodSandboxMetrics {
 		st := box.Status()
-		pod := &runtimeapi.PodSandboxMetrics{PodSandboxId: st.ID, Metrics: s.podMetrics(box)}
+		pod := &runtimeapi.PodSandboxMetrics{PodSandboxId: st.ID}
+		var usages []*sandbox.Usage
 		for _, c := range containers[st.ID] {
 			// One that has exited, such as an init container, has no metrics; its pod has.
-			if list := s.containerMetrics(c, st, images[c], &volume); list != nil {
+			if list, u := s.containerMetrics(c, st, images[c], &volume); u != nil {
+				usages = append(usages, u)
 				pod.ContainerMetrics = append(pod.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.Status().ID, Metrics: list})
 			}
 		}
+		pod.Metrics = s.podMetrics(box, usages)
 		return pod
 	}, yield)
 }
@@ -93,17 +96,17 @@ type observation struct {
 	deviceName     func(major, minor uint32) string
 }
 
-func (s *runtimeService) containerMetrics(c *sandbox.Container, pod *sandbox.SandboxStatus, image string, volume *sandbox.Volume) []*runtimeapi.Metric {
+func (s *runtimeService) containerMetrics(c *sandbox.Container, pod *sandbox.SandboxStatus, image string, volume *sandbox.Volume) ([]*runtimeapi.Metric, *sandbox.Usage) {
 	st := c.Status()
 	if st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return nil
+		return nil, nil
 	}
 	u, err := c.Usage(true)
 	if err != nil {
 		if !errors.Is(err, sandbox.ErrNotFound) {
 			klog.ErrorS(err, "Metrics of a container", "container", st.ID, "pod", st.SandboxID)
 		}
-		return nil
+		return nil, nil
 	}
 	o := &observation{
 		Usage: u, at: time.Now(), started: st.StartedAt, resources: st.Resources.GetLinux(), container: true,
@@ -113,12 +116,12 @@ func (s *runtimeService) containerMetrics(c *sandbox.Container, pod *sandbox.San
 	bytes, _, at := c.WritableLayer()
 	o.written, o.writtenKnown = bytes, !at.IsZero()
 	meta := pod.Config.GetMetadata()
-	return observe(s.metrics, o, []string{u.Cgroup, st.ID, image, st.Config.GetMetadata().GetName(), meta.GetName(), meta.GetNamespace()})
+	return observe(s.metrics, o, []string{u.Cgroup, st.ID, image, st.Config.GetMetadata().GetName(), meta.GetName(), meta.GetNamespace()}), u
 }
 
-func (s *runtimeService) podMetrics(box *sandbox.Sandbox) []*runtimeapi.Metric {
+func (s *runtimeService) podMetrics(box *sandbox.Sandbox, containers []*sandbox.Usage) []*runtimeapi.Metric {
 	st := box.Status()
-	u, err := box.Usage(false)
+	u, err := box.Usage(containers...)
 	if err != nil {
 		if !errors.Is(err, sandbox.ErrNotFound) {
 			klog.ErrorS(err, "Metrics of a sandbox", "pod", st.ID)

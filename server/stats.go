@@ -23,7 +23,8 @@ func (s *runtimeService) ContainerStats(_ context.Context, req *runtimeapi.Conta
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: s.containerStats(c)}, nil
+	stats, _ := s.containerStats(c)
+	return &runtimeapi.ContainerStatsResponse{Stats: stats}, nil
 }
 
 // ListContainerStats tells what the running containers that pass the filter use.
@@ -69,16 +70,13 @@ func (s *runtimeService) eachContainerStats(ctx context.Context, f *runtimeapi.C
 			running = append(running, c)
 		}
 	}
-	return inBatches(ctx, running, s.runningStats, yield)
-}
-
-// runningStats is nil for a container that has gone meanwhile.
-func (s *runtimeService) runningStats(c *sandbox.Container) *runtimeapi.ContainerStats {
-	stats := s.containerStats(c)
-	if stats.Cpu == nil && stats.Memory == nil {
-		return nil
-	}
-	return stats
+	return inBatches(ctx, running, func(c *sandbox.Container) *runtimeapi.ContainerStats {
+		stats, u := s.containerStats(c)
+		if u == nil {
+			return nil // it has gone meanwhile
+		}
+		return stats
+	}, yield)
 }
 
 func (s *runtimeService) eachPodStats(ctx context.Context, f *runtimeapi.PodSandboxStatsFilter, yield func(*runtimeapi.PodSandboxStats) error) error {
@@ -134,8 +132,9 @@ func inBatches[T any, R any](ctx context.Context, items []T, look func(T) *R, yi
 	return nil
 }
 
-// containerStats has what could be read: a container may go while it is looked at.
-func (s *runtimeService) containerStats(c *sandbox.Container) *runtimeapi.ContainerStats {
+// containerStats has what could be read: a container may go while it is looked
+// at. What it uses is nil then, and when it does not run.
+func (s *runtimeService) containerStats(c *sandbox.Container) (*runtimeapi.ContainerStats, *sandbox.Usage) {
 	st := c.Status()
 	stats := &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{
@@ -144,17 +143,20 @@ func (s *runtimeService) containerStats(c *sandbox.Container) *runtimeapi.Contai
 		WritableLayer: s.writableLayer(c),
 	}
 	if st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return stats
+		return stats, nil
 	}
 	u, err := c.Usage(false)
 	if err != nil {
 		if !errors.Is(err, sandbox.ErrNotFound) {
 			klog.ErrorS(err, "Statistics of a container", "container", st.ID, "pod", st.SandboxID)
 		}
-		return stats
+		return stats, nil
+	}
+	if !u.CPU.Known && !u.Memory.Known {
+		return stats, nil // it is going
 	}
 	stats.Cpu, stats.Memory, stats.Swap, stats.Io = cpuUsage(u), memoryUsage(u), swapUsage(u), ioUsage(u)
-	return stats
+	return stats, u
 }
 
 func (s *runtimeService) writableLayer(c *sandbox.Container) *runtimeapi.FilesystemUsage {
@@ -168,19 +170,20 @@ func (s *runtimeService) writableLayer(c *sandbox.Container) *runtimeapi.Filesys
 func (s *runtimeService) podStats(box *sandbox.Sandbox, containers []*sandbox.Container) *runtimeapi.PodSandboxStats {
 	st := box.Status()
 	linux := &runtimeapi.LinuxPodSandboxStats{Network: networkUsage(box)}
-	if u, err := box.Usage(false); err == nil {
-		linux.Cpu, linux.Memory, linux.Io = cpuUsage(u), memoryUsage(u), ioUsage(u)
-		linux.Process = &runtimeapi.ProcessUsage{Timestamp: u.At, ProcessCount: value(uint64(u.Processes))}
-	} else if !errors.Is(err, sandbox.ErrNotFound) {
-		klog.ErrorS(err, "Statistics of a sandbox", "pod", st.ID)
-	}
+	var usages []*sandbox.Usage
 	for _, c := range containers {
 		if c.Status().State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
-		if stats := s.runningStats(c); stats != nil {
-			linux.Containers = append(linux.Containers, stats)
+		if stats, u := s.containerStats(c); u != nil {
+			linux.Containers, usages = append(linux.Containers, stats), append(usages, u)
 		}
+	}
+	if u, err := box.Usage(usages...); err == nil {
+		linux.Cpu, linux.Memory, linux.Io = cpuUsage(u), memoryUsage(u), ioUsage(u)
+		linux.Process = &runtimeapi.ProcessUsage{Timestamp: u.At, ProcessCount: value(uint64(u.Processes))}
+	} else if !errors.Is(err, sandbox.ErrNotFound) {
+		klog.ErrorS(err, "Statistics of a sandbox", "pod", st.ID)
 	}
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{

@@ -71,6 +71,9 @@ func (b *bench) stats(ctx context.Context) error {
 			}
 		}
 		b.table.durations(fmt.Sprintf("%s, %d pods", c.name, b.options.pods), c.goal, taken)
+		if err := b.statsTime(ctx, c, taken); err != nil {
+			return err
+		}
 	}
 	for k, r := range b.runtimes {
 		for _, p := range pods[k] {
@@ -79,5 +82,32 @@ func (b *bench) stats(ctx context.Context) error {
 			}
 		}
 	}
+	return nil
+}
+
+// statsTime measures the processor time of one call. Unlike how long it takes,
+// that says the same on a busy machine.
+func (b *bench) statsTime(ctx context.Context, c statsCall, taken []samples) error {
+	values := make([]float64, len(b.runtimes))
+	for k, r := range b.runtimes {
+		if len(taken[k]) == 0 {
+			continue
+		}
+		before, err := processorTime(r.Runtime)
+		if err != nil {
+			return err
+		}
+		for range b.options.n {
+			if err := c.call(ctx, r); err != nil {
+				return fmt.Errorf("%s: %s: %w", r.Name, c.name, err)
+			}
+		}
+		after, err := processorTime(r.Runtime)
+		if err != nil {
+			return err
+		}
+		values[k] = (after - before).Seconds() * 1000 / float64(b.options.n)
+	}
+	b.table.figure("processor time of "+c.name, "ms", "", false, values)
 	return nil
 }
