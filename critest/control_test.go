@@ -3,6 +3,7 @@ package critest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/critest/harness"
+	"github.com/cri-runtime/cri-runtime/critest/images"
 	"github.com/cri-runtime/cri-runtime/critest/localregistry"
 )
 
@@ -102,12 +104,27 @@ func metric(t *testing.T, name string) string {
 	return string(found[1])
 }
 
+// largeImage stores an image that shares no layer with any other.
+func largeImage(t *testing.T, name string) string {
+	t.Helper()
+	noise := make([]byte, 1<<20)
+	_, _ = rand.Read(noise)
+	layer := images.Layer{Entries: []images.Entry{{Name: "noise", Body: noise}}}
+	artifact, err := images.Spec{Layers: []images.Layer{layer}}.Build()
+	if err == nil {
+		err = depot.Push(t.Context(), images.Named{Repository: "cri-runtime/" + name, Tag: "latest", Artifact: artifact})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return depot.Address + "/cri-runtime/" + name + ":latest"
+}
+
 // A pull of the kubelet is seen while it goes on, and another client joins it.
 func TestPullIsShownLive(t *testing.T) {
 	begin(t)
 	differs(t, "has no such command")
-	ref := depot.Address + "/cri-runtime/web:latest"
-	forget(t, ref)
+	ref := largeImage(t, "live")
 	before := metric(t, `cri_runtime_image_pulls_total{reason="",result="done"}`)
 	slowly(t)
 	kubelet := make(chan error, 1)
@@ -149,8 +166,7 @@ func TestPullIsShownLive(t *testing.T) {
 func TestPullIsCancelledByItsLastClient(t *testing.T) {
 	begin(t)
 	differs(t, "has no such command")
-	ref := depot.Address + "/cri-runtime/web:latest"
-	forget(t, ref)
+	ref := largeImage(t, "cancelled")
 	slowly(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
