@@ -24,7 +24,7 @@ type Event struct {
 	Kind       runtimeapi.ContainerEventType
 	At         int64 // ns since the epoch; each event has a later one than the event before
 	Sandbox    *SandboxStatus
-	Containers []*ContainerStatus // of the sandbox, the oldest first
+	Containers []*ContainerStatus // of the sandbox, the newest first
 }
 
 const (

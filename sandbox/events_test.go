@@ -41,6 +41,9 @@ func TestEvents(t *testing.T) {
 	quick := f.run(b, "quick", "true")
 	f.await(quick)
 	c := f.run(b, "c", "sh", "-c", forever)
+	if _, own, _ := b.Pod(); len(own) != 2 || own[0].ID != c.id || own[1].ID != quick.id {
+		t.Errorf("containers of the pod: %v, want the newest first", own)
+	}
 	if err := errors.Join(c.Stop(ctx, 20), c.Remove(ctx), b.Stop(ctx), b.Remove(ctx)); err != nil {
 		t.Fatal(err)
 	}
@@ -55,8 +58,8 @@ func TestEvents(t *testing.T) {
 		{quick.id, eventCreated, sandboxReady, []runtimeapi.ContainerState{stateCreated}},
 		{quick.id, eventStarted, sandboxReady, []runtimeapi.ContainerState{stateRunning}},
 		{quick.id, eventStopped, sandboxReady, []runtimeapi.ContainerState{stateExited}},
-		{c.id, eventCreated, sandboxReady, []runtimeapi.ContainerState{stateExited, stateCreated}},
-		{c.id, eventStarted, sandboxReady, []runtimeapi.ContainerState{stateExited, stateRunning}},
+		{c.id, eventCreated, sandboxReady, []runtimeapi.ContainerState{stateCreated, stateExited}},
+		{c.id, eventStarted, sandboxReady, []runtimeapi.ContainerState{stateRunning, stateExited}},
 		{c.id, eventStopped, sandboxReady, []runtimeapi.ContainerState{stateExited, stateExited}},
 		{c.id, eventDeleted, sandboxReady, []runtimeapi.ContainerState{stateExited}},
 		{b.id, eventStopped, sandboxNotReady, []runtimeapi.ContainerState{stateExited}},
@@ -106,10 +109,10 @@ func TestEventsAfterRestart(t *testing.T) {
 	if e.ID != c.id || e.Kind != eventStopped || len(e.Containers) != 2 || e.Sandbox.State != sandboxReady {
 		t.Fatalf("%+v", e)
 	}
-	if st := e.Containers[0]; st.State != stateExited || st.ExitCode != 5 {
+	if st := e.Containers[1]; st.State != stateExited || st.ExitCode != 5 {
 		t.Errorf("%+v", st)
 	}
-	if st := e.Containers[1]; st.ID != stays.id || st.State != stateRunning {
+	if st := e.Containers[0]; st.ID != stays.id || st.State != stateRunning {
 		t.Errorf("%+v", st)
 	}
 	again, err := f.store.Container(stays.id)

@@ -332,7 +332,8 @@ func (b *Sandbox) remove(ctx context.Context) error {
 	return b.store.discard(b.root())
 }
 
-// containers returns those of this sandbox, the oldest first.
+// containers returns those of this sandbox, the newest first: of several with
+// one name a kubelet with the evented PLEG takes the first for the present one.
 func (b *Sandbox) containers() []*Container {
 	var own []*Container
 	b.store.mu.RLock()
@@ -342,7 +343,7 @@ func (b *Sandbox) containers() []*Container {
 		}
 	}
 	b.store.mu.RUnlock()
-	slices.SortFunc(own, func(x, y *Container) int { return cmp.Compare(x.Status().CreatedAt, y.Status().CreatedAt) })
+	slices.SortFunc(own, func(x, y *Container) int { return cmp.Compare(y.Status().CreatedAt, x.Status().CreatedAt) })
 	return own
 }
 
