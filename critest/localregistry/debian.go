@@ -80,7 +80,7 @@ func StartDebian(ctx context.Context, dir string) (*Debian, error) {
 
 // configure writes what the registry reads at its start.
 func (d *Debian) configure(dir string) (string, error) {
-	pair, ca, err := certificate(net.IPv4(127, 0, 0, 1))
+	pair, ca, _, err := certificate(net.IPv4(127, 0, 0, 1))
 	if err != nil {
 		return "", err
 	}

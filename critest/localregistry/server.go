@@ -3,6 +3,7 @@ package localregistry
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 type Options struct {
 	Listen   string // "127.0.0.1:0": any free port
 	TLS      bool   // with a certificate of its own authority
+	Client   bool   // with TLS: ask clients for a certificate of that authority
 	User     string // "": everybody may read
 	Password string
 	Token    bool // ask for a bearer token instead of basic credentials
@@ -33,6 +35,8 @@ type Server struct {
 	Address string
 	// CA is the authority's certificate in PEM, nil without TLS.
 	CA []byte
+	// Client is a certificate with its key in PEM that Options.Client lets in.
+	Client []byte
 
 	store   http.Handler
 	options Options
@@ -70,12 +74,18 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		faults: map[string]Fault{}, counts: map[string]int{},
 	}
 	if o.TLS {
-		pair, ca, err := certificate(net.ParseIP(host))
+		pair, ca, client, err := certificate(net.ParseIP(host))
 		if err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
-		s.CA = ca
-		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+		s.CA, s.Client = ca, client
+		config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+		if o.Client {
+			config.ClientCAs = x509.NewCertPool()
+			config.ClientCAs.AppendCertsFromPEM(ca)
+			config.ClientAuth = tls.RequireAndVerifyClientCert
+		}
+		l = tls.NewListener(l, config)
 	}
 	s.server = &http.Server{
 		Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: time.Minute,

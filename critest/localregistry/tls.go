@@ -14,11 +14,12 @@ import (
 	"time"
 )
 
-// certificate makes an authority and a certificate of it for ip and localhost.
-func certificate(ip net.IP) (pair tls.Certificate, caPEM []byte, err error) {
+// certificate makes an authority and a certificate of it for ip and localhost,
+// and one with its key, in PEM, for a client.
+func certificate(ip net.IP) (pair tls.Certificate, caPEM, client []byte, err error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return pair, nil, fmt.Errorf("make the authority's key: %w", err)
+		return pair, nil, nil, fmt.Errorf("make the authority's key: %w", err)
 	}
 	now := time.Now()
 	ca := &x509.Certificate{
@@ -28,22 +29,28 @@ func certificate(ip net.IP) (pair tls.Certificate, caPEM []byte, err error) {
 	}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	if err != nil {
-		return pair, nil, fmt.Errorf("sign the authority: %w", err)
+		return pair, nil, nil, fmt.Errorf("sign the authority: %w", err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return pair, nil, fmt.Errorf("make the server's key: %w", err)
+		return pair, nil, nil, fmt.Errorf("make the server's key: %w", err)
 	}
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "test registry"},
 		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		IPAddresses: []net.IP{ip}, DNSNames: []string{"localhost"},
 	}
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
 	if err != nil {
-		return pair, nil, fmt.Errorf("sign the server's certificate: %w", err)
+		return pair, nil, nil, fmt.Errorf("sign the server's certificate: %w", err)
 	}
 	caPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})
-	return tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: key}, caPEM, nil
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return pair, nil, nil, fmt.Errorf("encode the client's key: %w", err)
+	}
+	client = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leafDER})
+	client = append(client, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})...)
+	return tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: key}, caPEM, client, nil
 }
