@@ -1,10 +1,10 @@
 package sandbox
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
-	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,44 +25,75 @@ type OpenFiles struct {
 func CountFiles(pids []int) OpenFiles {
 	o := OpenFiles{SocketsKnown: true}
 	for _, pid := range pids {
-		dir := "/proc/" + strconv.Itoa(pid) + "/fd"
-		var st unix.Stat_t
-		if unix.Stat(dir, &st) != nil {
+		fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
 			continue
 		}
-		n := int(st.Size) // since Linux 6.2 the number of descriptors
-		if n > 0 && o.Files+n > maxLookedAt {
-			o.Files, o.SocketsKnown = o.Files+n, false
-			continue
-		}
-		files, sockets, whole := lookAtFiles(dir)
-		o.Files += max(files, n)
-		o.Sockets += sockets
-		o.SocketsKnown = o.SocketsKnown && whole
+		o.add(fd)
+		_ = unix.Close(fd)
 	}
 	return o
 }
 
-// lookAtFiles tells files from sockets; whole is false when there were more
-// than it looks at, and it counted as far as it got.
-func lookAtFiles(dir string) (files, sockets int, whole bool) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return 0, 0, true // it has ended
+// add counts the descriptors in a directory of a process.
+func (o *OpenFiles) add(dir int) {
+	var st unix.Stat_t
+	if unix.Fstat(dir, &st) != nil {
+		return
 	}
-	defer d.Close()
-	names, err := d.Readdirnames(maxLookedAt)
-	if err != nil {
-		return 0, 0, true
+	n := int(st.Size) // since Linux 6.2 the number of descriptors
+	if n > 0 && o.Files+n > maxLookedAt {
+		o.Files, o.SocketsKnown = o.Files+n, false
+		return
 	}
-	var target [64]byte
-	for _, name := range names {
-		n, err := unix.Readlinkat(int(d.Fd()), name, target[:])
-		if err == nil && strings.HasPrefix(string(target[:n]), "socket:") {
-			sockets++
+	var buf [4096]byte
+	files := 0
+	for {
+		size, err := unix.Getdents(dir, buf[:])
+		if err != nil || size <= 0 {
+			break // all seen, or it has ended
+		}
+		for data := buf[:size]; len(data) > 0; {
+			var name []byte
+			name, data = cutEntry(data)
+			if len(name) == 0 || name[0] < '0' || name[0] > '9' {
+				continue // malformed, "." or ".."
+			}
+			files++
+			if isSocket(dir, name) {
+				o.Sockets++
+			}
+		}
+		if files >= maxLookedAt {
+			o.SocketsKnown = false
+			break
+		}
+		if files == n {
+			break // without asking whether there are more
 		}
 	}
-	return len(names), sockets, len(names) < maxLookedAt
+	o.Files += max(files, n)
+}
+
+// cutEntry cuts the first entry off what getdents64(2) returns.
+func cutEntry(data []byte) (name, rest []byte) {
+	const length, start = 16, 19 // of the record's length and of the name
+	if len(data) < start {
+		return nil, nil
+	}
+	size := int(binary.NativeEndian.Uint16(data[length:]))
+	if size < start || size > len(data) {
+		return nil, nil
+	}
+	name, _, _ = bytes.Cut(data[start:size], []byte{0})
+	return name, data[size:]
+}
+
+// isSocket tells what a descriptor is from its link alone.
+func isSocket(dir int, name []byte) bool {
+	var target [64]byte
+	n, err := unix.Readlinkat(dir, string(name), target[:])
+	return err == nil && bytes.HasPrefix(target[:n], []byte("socket:"))
 }
 
 // FileLimit returns the soft limit of open files of a process; false when it has ended.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -139,7 +140,7 @@ func (s *runtimeService) podMetrics(box *sandbox.Sandbox, containers []*sandbox.
 // observe computes the metrics of a table for o. They are made in few pieces: there are
 // thousands in an answer.
 func observe(table []metric, o *observation, labels []string) []*runtimeapi.Metric {
-	b := &metricSlab{labels: labels[:len(labels):len(labels)]}
+	b := &metricSlab{labels: labels[:len(labels):len(labels)], size: len(table)}
 	for i := range table {
 		b.metric = &table[i]
 		b.metric.values(o, b.add)
@@ -147,38 +148,52 @@ func observe(table []metric, o *observation, labels []string) []*runtimeapi.Metr
 	return b.out
 }
 
-// slabMetrics is about how many metrics a container has.
-const slabMetrics = 64
+// slabMetrics is how many metrics a further slab has: some have several values.
+const slabMetrics = 16
 
 type metricSlab struct {
-	labels  []string
+	labels  []string // of all
+	more    []string // with those of the last metric that has its own
+	size    int      // of the next slab
 	metric  *metric
 	out     []*runtimeapi.Metric
-	metrics []runtimeapi.Metric
-	values  []runtimeapi.UInt64Value
+	metrics []slabMetric
+}
+
+type slabMetric struct {
+	metric runtimeapi.Metric
+	value  runtimeapi.UInt64Value
 }
 
 func (b *metricSlab) add(v uint64, extra ...string) {
 	if len(b.metrics) == 0 {
-		b.metrics, b.values = make([]runtimeapi.Metric, slabMetrics), make([]runtimeapi.UInt64Value, slabMetrics)
+		b.metrics = make([]slabMetric, b.size)
+		b.out = slices.Grow(b.out, b.size)
+		b.size = slabMetrics
 	}
-	if b.out == nil {
-		b.out = make([]*runtimeapi.Metric, 0, slabMetrics)
-	}
-	m, n := &b.metrics[0], &b.values[0]
-	b.metrics, b.values = b.metrics[1:], b.values[1:]
-	n.Value = v
-	m.Name, m.MetricType, m.Value, m.LabelValues = b.metric.name, b.metric.kind, n, b.labels
-	if len(extra) > 0 {
-		m.LabelValues = append(b.labels, extra...) // b.labels is full: a new array
-	}
+	n := &b.metrics[0]
+	b.metrics = b.metrics[1:]
+	n.value.Value = v
+	m := &n.metric
+	m.Name, m.MetricType, m.Value, m.LabelValues = b.metric.name, b.metric.kind, &n.value, b.with(extra)
 	b.out = append(b.out, m)
+}
+
+// with returns all labels. Metrics share them: nobody changes them.
+func (b *metricSlab) with(extra []string) []string {
+	if len(extra) == 0 {
+		return b.labels
+	}
+	if n := len(b.labels); len(b.more) != n+len(extra) || !slices.Equal(b.more[n:], extra) {
+		b.more = append(b.labels, extra...) // b.labels is full: a new array
+	}
+	return b.more
 }
 
 // deviceNames names block devices as /dev does, each looked up once.
 type deviceNames struct {
 	mu    sync.Mutex
-	known map[string]string
+	known map[string]string // by MAJOR:MINOR
 }
 
 // maxDeviceNames bounds what is kept; devices come and go.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -112,9 +113,10 @@ func inBatches[T any, R any](ctx context.Context, items []T, look func(T) *R, yi
 		results := make([]*R, len(batch))
 		workers := min(runtime.GOMAXPROCS(0), len(batch))
 		var wait sync.WaitGroup
-		for w := range workers {
+		var next atomic.Int64
+		for range workers {
 			wait.Go(func() {
-				for i := w; i < len(batch); i += workers {
+				for i := next.Add(1) - 1; i < int64(len(batch)); i = next.Add(1) - 1 {
 					results[i] = look(batch[i])
 				}
 			})
