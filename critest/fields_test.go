@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -84,33 +82,6 @@ func TestEnvironmentOfBytes(t *testing.T) {
 	c := p.start(`printf %s "$ODD" | od -An -tx1`, environment([]*runtimeapi.KeyValue{{Key: "ODD", Value: value}}))
 	if got, want := strings.TrimSpace(c.wait().stdout), fmt.Sprintf("% x", value); got != want {
 		t.Errorf("%q, want %q", got, want)
-	}
-}
-
-func TestRecursiveReadOnly(t *testing.T) {
-	differs(t, "has no recursive read-only mounts")
-	begin(t)
-	p := run(t)
-	base := t.TempDir()
-	t.Cleanup(func() {
-		_ = exec.Command("umount", "-R", base).Run() // TempDir's removal fails when it does
-	})
-	script := "mount -t tmpfs critest " + base + " && mkdir " + base + "/sub && mount -t tmpfs below " + base + "/sub"
-	if out, err := exec.CommandContext(t.Context(), "sh", "-c", script).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	m := &runtimeapi.Mount{HostPath: base, ContainerPath: "/base", Readonly: true}
-	try := "for d in /base /base/sub; do touch $d/x 2>/dev/null && echo wrote $d; done; true"
-	if got := p.output(try, mounts(m)); got != "wrote /base/sub" {
-		t.Errorf("read-only: %q", got)
-	}
-	m.RecursiveReadOnly = true
-	if got := p.output(try, mounts(m)); got != "" {
-		t.Errorf("recursively: %q", got)
-	}
-	m.Readonly = false
-	if err := p.refused("true", mounts(m)); err == nil || !strings.Contains(err.Error(), "config.mounts[0].recursive_read_only") {
-		t.Errorf("without readonly: %v", err)
 	}
 }
 
@@ -207,41 +178,6 @@ func TestAttachInput(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
-}
-
-func TestAmbientCapabilities(t *testing.T) {
-	differs(t, "has none")
-	begin(t)
-	got := run(t).output("awk '/CapEff|CapAmb/{print $2}' /proc/self/status", security(func(s *runtimeapi.LinuxContainerSecurityContext) {
-		s.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
-		s.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}}
-	}))
-	if want := "0000000000000400"; got != want+"\n"+want {
-		t.Errorf("%q, want %s twice", got, want)
-	}
-}
-
-// What a client older than the field seccomp sends.
-func TestOldSeccompField(t *testing.T) {
-	begin(t)
-	p := run(t)
-	file := filepath.Join(t.TempDir(), "profile.json")
-	if err := os.WriteFile(file, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	try := "awk '/^Seccomp:/{print $2}' /proc/self/status; mkdir /tmp/x 2>/dev/null && echo made; true"
-	for old, want := range map[string]string{
-		"": "0\nmade", "unconfined": "0\nmade", "runtime/default": "2\nmade", "docker/default": "2\nmade", "localhost/" + file: "2",
-	} {
-		//nolint:staticcheck // SA1019: it is what is tested
-		if got := p.output(try, security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.SeccompProfilePath = old })); got != want {
-			t.Errorf("%q: %q, want %q", old, got, want)
-		}
-	}
-	//nolint:staticcheck // SA1019: it is what is tested
-	if err := p.refused("true", security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.SeccompProfilePath = "nonsense" })); err == nil {
-		t.Error("nonsense was accepted")
-	}
 }
 
 func TestStatsFilters(t *testing.T) {
