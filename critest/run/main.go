@@ -25,6 +25,22 @@ var (
 	errDigest  = errors.New("does not contain the digest of its image; is it the conformance suite?")
 )
 
+// benchmarkParams let none of the suite's benchmarks be skipped.
+const benchmarkParams = `containersNumber: 20
+containersNumberParallel: 2
+containerBenchmarkTimeoutSeconds: 120
+podsNumber: 20
+podsNumberParallel: 2
+podBenchmarkTimeoutSeconds: 120
+podContainerStartBenchmarkTimeoutSeconds: 120
+imagesNumber: 5
+imagesNumberParallel: 2
+imageBenchmarkTimeoutSeconds: 120
+imagePullingBenchmarkImage: registry.k8s.io/e2e-test-images/busybox:1.29-2
+imageListingBenchmarkImages:
+  - registry.k8s.io/e2e-test-images/busybox:1.29-2
+`
+
 type options struct {
 	suite     string
 	crictl    string
@@ -175,7 +191,11 @@ func once(ctx context.Context, o *options, node *harness.Runtime, suite string, 
 		args = append(args, "-websocket-exec", "-websocket-attach", "-websocket-portforward")
 	}
 	if o.benchmark {
-		args = append(args, "-benchmark", "-benchmarking-output-dir="+node.Dir)
+		params := filepath.Join(node.Dir, "benchmark.yaml")
+		if err := os.WriteFile(params, []byte(benchmarkParams), 0o600); err != nil {
+			return total{}, err
+		}
+		args = append(args, "-benchmark", "-benchmarking-output-dir="+node.Dir, "-benchmarking-params-file="+params)
 	}
 	cmd := exec.CommandContext(ctx, suite, append(args, o.args...)...)
 	cmd.Dir = node.Dir
