@@ -157,6 +157,7 @@ func LeftOut(c *Container) []string {
 	if sec.GetSelinuxOptions() != nil && !c.Host.SELinux {
 		out = append(out, securityField+".selinux_options: no effect, SELinux is not enabled on this node")
 	}
+	out = append(out, c.notRelabelled()...)
 	out = append(out, c.cutRlimits()...)
 	return append(out, c.missingResources()...)
 }

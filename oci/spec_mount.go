@@ -1,7 +1,7 @@
 package oci
 
 import (
-	"path"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -268,13 +268,13 @@ func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
 	return options, nil
 }
 
-// Relabels lists the host paths whose SELinux labels are to be changed to
-// Linux.MountLabel before the container starts.
-func Relabels(c *Container) []string {
+// notRelabelled says which mounts keep labels that they should not: nothing here
+// changes the labels of a volume's files.
+func (c *Container) notRelabelled() []string {
 	var out []string
-	for _, m := range c.Config.GetMounts() {
+	for i, m := range c.Config.GetMounts() {
 		if c.Host.SELinux && m.GetSelinuxRelabel() {
-			out = append(out, path.Clean(m.GetHostPath()))
+			out = append(out, fmt.Sprintf("%s.selinux_relabel: the files of %s keep their labels", index("config.mounts", i), m.GetHostPath()))
 		}
 	}
 	return out
