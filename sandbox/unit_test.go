@@ -65,7 +65,7 @@ func TestStateTable(t *testing.T) {
 		{stateUnknown, stateRunning, true},
 		{stateRunning, stateUnknown, false},
 	} {
-		ctr := &Container{}
+		ctr := &Container{store: &Store{}}
 		ctr.status.Store(&ContainerStatus{State: c.from})
 		if got := ctr.update(func(s *ContainerStatus) { s.State = c.to }); got != c.legal {
 			t.Errorf("%s to %s: %v", stateText(c.from), stateText(c.to), got)
