@@ -109,8 +109,8 @@ func TestDeviceOfTheHost(t *testing.T) {
 	}
 }
 
-// attach connects to the container's own streams and returns what it ends with.
-func (c *container) attach(o remotecommand.StreamOptions) <-chan error {
+// attachStreams connects to the container's own streams and returns what it ends with.
+func (c *container) attachStreams(o remotecommand.StreamOptions) <-chan error {
 	c.t.Helper()
 	answer, err := raw.Attach(c.t.Context(), &runtimeapi.AttachRequest{
 		ContainerId: c.id, Tty: o.Tty, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil,
@@ -129,7 +129,7 @@ func TestAttachInput(t *testing.T) {
 	t.Run("stdin_once", func(t *testing.T) {
 		c := p.start("cat; echo ended", func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
 		shows := &screen{}
-		if err := <-c.attach(remotecommand.StreamOptions{Stdin: strings.NewReader("words\n"), Stdout: shows}); err != nil {
+		if err := <-c.attachStreams(remotecommand.StreamOptions{Stdin: strings.NewReader("words\n"), Stdout: shows}); err != nil {
 			t.Error(err)
 		}
 		if r := c.wait(); r.stdout != "words\nended\n" {
@@ -142,7 +142,7 @@ func TestAttachInput(t *testing.T) {
 		for _, word := range []string{"one", "two"} {
 			stdin, keyboard := io.Pipe()
 			shows := &screen{}
-			clients = append(clients, c.attach(remotecommand.StreamOptions{Stdin: stdin, Stdout: shows}))
+			clients = append(clients, c.attachStreams(remotecommand.StreamOptions{Stdin: stdin, Stdout: shows}))
 			if _, err := io.WriteString(keyboard, word+"\n"); err != nil {
 				t.Fatal(err)
 			}
@@ -167,7 +167,7 @@ func TestAttachInput(t *testing.T) {
 		stdin, keyboard := io.Pipe()
 		defer keyboard.Close()
 		shows := &screen{}
-		ended := c.attach(remotecommand.StreamOptions{Stdin: stdin, Stdout: shows, Tty: true})
+		ended := c.attachStreams(remotecommand.StreamOptions{Stdin: stdin, Stdout: shows, Tty: true})
 		if _, err := io.WriteString(keyboard, "typed\n"); err != nil {
 			t.Fatal(err)
 		}
