@@ -56,7 +56,6 @@ func (f *fakeContainers) Dial(ctx context.Context, _ string, port uint16) (net.C
 // serveStreams runs a server of streams; the function that it returns stops it.
 func serveStreams(t *testing.T, config StreamingConfig, c containers) (*streaming, func()) {
 	t.Helper()
-	captureLog(t, "0")
 	s, err := newStreaming(config, c)
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,8 @@
 /*
  * Attached clients: what they type goes to the workload, what it writes to
- * them. Pipes between them and us are the only buffers, and nobody is waited
- * for: a client whose pipe is full has lost its attachment.
+ * them. Pipes between them and us are the only buffers. Who reads them keeps up
+ * by itself with any client, so a full one means that it has not run: it gets
+ * some milliseconds, and has then lost its attachment.
  */
 #include "monitor.h"
 
@@ -102,16 +103,34 @@ void attach_ready(u32 which)
 		attach_shut(index, k);
 }
 
+/* 0, or the errno of what was not taken. */
+static long put(s32 fd, const u8 *data, u32 length)
+{
+	struct pollfd room = { fd, 4 /* POLLOUT */, 0 };
+
+	while (length) {
+		struct timespec t = { 0, PATIENCE_NS };
+		long n = SYS(write, fd, data, length);
+		if (n > 0) {
+			data += n;
+			length -= (u32)n;
+		} else if (n != -EAGAIN || SYS(ppoll, &room, 1, &t, 0, 0) <= 0) {
+			return n;
+		}
+	}
+	return 0;
+}
+
 void attach_output(u32 index, const u8 *data, u32 length)
 {
 	for (u32 i = 0; i < ATTACH_MAX && m.attached; i++) {
 		struct attach *a = &m.attach[i];
 		if (!a->used || a->fd[1 + index] < 0)
 			continue;
-		long n = SYS(write, a->fd[1 + index], data, length);
-		if (n == -EPIPE)
+		long r = put(a->fd[1 + index], data, length);
+		if (r == -EPIPE)
 			attach_shut(i, 1 + index);
-		else if (n != (long)length)
+		else if (r < 0)
 			attach_over(i, DETACHED_SLOW);
 	}
 }

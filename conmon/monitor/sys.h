@@ -25,7 +25,7 @@ enum {
 	NR_getsockopt = 55, NR_fcntl = 72, NR_getuid = 102, NR_setsid = 112,
 	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_clock_gettime = 228,
 	NR_exit_group = 231, NR_epoll_ctl = 233, NR_waitid = 247,
-	NR_openat = 257, NR_renameat = 264, NR_splice = 275, NR_epoll_pwait = 281,
+	NR_openat = 257, NR_renameat = 264, NR_ppoll = 271, NR_splice = 275, NR_epoll_pwait = 281,
 	NR_accept4 = 288, NR_signalfd4 = 289, NR_epoll_create1 = 291,
 	NR_pipe2 = 293, NR_setns = 308,
 };
@@ -52,7 +52,7 @@ enum {
 	NR_epoll_create1 = 20, NR_epoll_ctl = 21, NR_epoll_pwait = 22,
 	NR_fcntl = 25, NR_ioctl = 29, NR_renameat = 38, NR_openat = 56, NR_close = 57,
 	NR_pipe2 = 59, NR_lseek = 62, NR_read = 63, NR_write = 64,
-	NR_pread64 = 67, NR_splice = 76, NR_signalfd4 = 74, NR_exit_group = 94,
+	NR_pread64 = 67, NR_ppoll = 73, NR_splice = 76, NR_signalfd4 = 74, NR_exit_group = 94,
 	NR_waitid = 95, NR_clock_gettime = 113, NR_rt_sigaction = 134,
 	NR_rt_sigprocmask = 135, NR_rt_sigtimedwait = 137, NR_setsid = 157,
 	NR_prctl = 167, NR_getpid = 172, NR_getuid = 174,
@@ -184,6 +184,8 @@ struct siginfo {	/* as waitid fills it in */
 struct sigaction {
 	u64 handler, flags, restorer, mask;
 };
+
+struct pollfd { s32 fd; int16_t events, revents; };
 
 struct timespec {
 	s64 sec;

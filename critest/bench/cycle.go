@@ -23,6 +23,7 @@ type pod struct {
 	on            *runtime
 	config        *runtimeapi.PodSandboxConfig
 	id, container string
+	stdin         bool // the container's stdin stays open
 }
 
 func (b *bench) newPod(r *runtime, network bool) (*pod, error) {
@@ -61,6 +62,7 @@ func (p *pod) create(ctx context.Context, command []string) (err error) {
 		Image:    &runtimeapi.ImageSpec{Image: p.on.image},
 		Command:  command,
 		LogPath:  "main.log",
+		Stdin:    p.stdin,
 		Linux: &runtimeapi.LinuxContainerConfig{
 			Resources: &runtimeapi.LinuxContainerResources{
 				CpuShares: 512, CpuQuota: 100_000, CpuPeriod: 100_000, MemoryLimitInBytes: 128 << 20, OomScoreAdj: 900,
