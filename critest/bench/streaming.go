@@ -178,7 +178,7 @@ func (e *pieces) Write(p []byte) (int, error) {
 }
 
 // forwardBytes reads from a server on the pod's network, which is the host's.
-func (p *pod) forwardBytes(ctx context.Context) error {
+func (p *pod) forwardBytes(ctx context.Context) (err error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -215,7 +215,10 @@ func (p *pod) forwardBytes(ctx context.Context) error {
 		return fmt.Errorf("forward: %w", err)
 	}
 	go func() { ended <- f.ForwardPorts() }()
-	defer func() { close(stop); <-ended }()
+	defer func() {
+		close(stop)
+		err = errors.Join(err, <-ended)
+	}()
 	select {
 	case <-ready:
 	case err := <-ended:
