@@ -1,4 +1,4 @@
-// Command cri-runtime serves the Kubernetes Container Runtime Interface.
+// Package main is the command cri-runtime, which serves the Kubernetes Container Runtime Interface.
 //
 // Its nouns are Config (what an administrator may choose, from defaults, files
 // and flags, in this order) and Lock (a directory in use by this process).

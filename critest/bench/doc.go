@@ -1,4 +1,4 @@
-// Command bench measures the runtime and, interleaved with it in one run,
+// Package main is the command bench, which measures the runtime and, interleaved with it in one run,
 // Debian's containerd with runc: the latency of every RPC, pods a second,
 // memory and processor time of pods, and pulls. It prints one table with
 // ratios; what counts is the ratio, not the figure.

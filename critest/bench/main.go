@@ -39,7 +39,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.DurationVar(&o.gap, "gap", 50*time.Millisecond, "idle `time` before each measured call; back-to-back calls hide the kernel's waits")
 	flags.BoolVar(&o.peer, "peer", true, "measure Debian's containerd and runc, too")
 	flags.StringVar(&o.binary, "binary", "bin/cri-runtime", "the runtime's `file`")
-	flags.StringVar(&o.only, "only", "latency,cni,builtin,throughput,cpu,memory,pull,launcher,logs,streaming", "comma separated `parts`")
+	flags.StringVar(&o.only, "only", "latency,cni,builtin,throughput,cpu,memory,stats,pull,launcher,logs,streaming", "comma separated `parts`")
 }
 
 func main() {

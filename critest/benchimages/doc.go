@@ -1,4 +1,4 @@
-// Command benchimages measures pulls of whole images, interleaved in one run:
+// Package main is the command benchimages, which measures pulls of whole images, interleaved in one run:
 // the runtime, Debian's containerd, and skopeo with umoci. It prints wall time,
 // processor time, peak memory and disk use of each, and how busy the machine
 // was; what counts is the ratio, not the figure.

@@ -1,4 +1,4 @@
-// Command registry serves the test images on the loopback interface until it
+// Package main is the command registry, which serves the test images on the loopback interface until it
 // gets SIGTERM or SIGINT.
 package main
 

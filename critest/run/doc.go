@@ -1,4 +1,4 @@
-// Command run lets the CRI conformance suite, built from its own repository,
+// Package main is the command run, which lets the CRI conformance suite, built from its own repository,
 // test this runtime (or Debian's containerd) and prints what passed, failed
 // and was skipped. The project's own tests do not need it.
 //
