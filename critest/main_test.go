@@ -3,16 +3,13 @@ package critest
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/critest/harness"
 	"github.com/cri-runtime/cri-runtime/critest/localregistry"
@@ -37,7 +34,7 @@ func testMain(m *testing.M) (code int) {
 		return m.Run() // every test skips by name
 	}
 	ctx := context.Background()
-	if err := errors.Join(quiet(), start(ctx)); err != nil {
+	if err := errors.Join(harness.Quiet(), start(ctx)); err != nil {
 		fmt.Fprintln(os.Stderr, "critest:", err)
 		return 1
 	}
@@ -57,15 +54,6 @@ func testMain(m *testing.M) (code int) {
 		return 1
 	}
 	return code
-}
-
-// quiet ends the log of the kubelet's client, which writes every error that
-// it returns.
-func quiet() error {
-	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
-	klog.InitFlags(flags)
-	klog.SetOutput(io.Discard)
-	return errors.Join(flags.Set("logtostderr", "false"), flags.Set("stderrthreshold", "FATAL"))
 }
 
 func start(ctx context.Context) (err error) {

@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"k8s.io/klog/v2"
-
 	"github.com/cri-runtime/cri-runtime/critest/harness"
 	"github.com/cri-runtime/cri-runtime/critest/localregistry"
 )
@@ -73,7 +71,7 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return errNotRoot
 	}
-	if err := quiet(); err != nil {
+	if err := harness.Quiet(); err != nil {
 		return err
 	}
 	b := &bench{options: o, table: &table{}}
@@ -106,14 +104,6 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 		fmt.Fprintf(os.Stderr, "bench: %s done\n", part.name)
 	}
 	return b.table.print(out, b.names())
-}
-
-// quiet ends the log of the kubelet's client.
-func quiet() error {
-	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
-	klog.InitFlags(flags)
-	klog.SetOutput(io.Discard)
-	return errors.Join(flags.Set("logtostderr", "false"), flags.Set("stderrthreshold", "FATAL"))
 }
 
 func (b *bench) open(ctx context.Context) (err error) {

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 
-	"k8s.io/klog/v2"
-
 	"github.com/cri-runtime/cri-runtime/critest/harness"
 	"github.com/cri-runtime/cri-runtime/critest/images"
 	"github.com/cri-runtime/cri-runtime/critest/localregistry"
@@ -61,7 +59,7 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return errNotRoot
 	}
-	if err := quiet(); err != nil {
+	if err := harness.Quiet(); err != nil {
 		return err
 	}
 	b := &bench{options: o}
@@ -82,14 +80,6 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 		fmt.Fprintf(os.Stderr, "benchimages: %s done\n", name)
 	}
 	return t.print(out)
-}
-
-// quiet ends the log of the kubelet's client.
-func quiet() error {
-	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
-	klog.InitFlags(flags)
-	klog.SetOutput(io.Discard)
-	return errors.Join(flags.Set("logtostderr", "false"), flags.Set("stderrthreshold", "FATAL"))
 }
 
 func (b *bench) open(ctx context.Context) (err error) {
