@@ -5,8 +5,9 @@ PREFIX ?= /usr/local
 FUZZTIME ?= 30s
 BENCHFLAGS ?=
 BENCHIMAGESFLAGS ?=
+VMFLAGS ?=
 
-.PHONY: build test test-race bench bench-images demo lint vet fmt golden fuzz clean install
+.PHONY: build test test-race test-vm bench bench-images demo lint vet fmt golden fuzz clean install
 .DEFAULT_GOAL := build
 
 build:
@@ -21,6 +22,9 @@ test:
 
 test-race: build
 	CGO_ENABLED=1 go test -race -p 1 -timeout 20m $$(go list ./... | grep -v /critest)
+
+test-vm: build
+	go run ./critest/vm $(VMFLAGS)
 
 bench:
 	deploy/setup

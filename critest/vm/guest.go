@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// script starts the tests of every suite in the guest, one after the other.
+// Each sits where it would sit in the source tree, so that ../bin is the build.
+const script = `#!/bin/sh
+cd "$(dirname "$0")"
+while read -r dir args; do
+	echo "== suite $dir"
+	(cd "$dir" && eval ./package.test -test.v -test.timeout=%ds "$args" </dev/null 2>&1)
+	echo "== end $dir $?"
+done <suites
+`
+
+// build compiles the tests, without cgo, and lays them and the daemon out.
+func build(ctx context.Context, share string, tests []suite, o *options) error {
+	if err := os.RemoveAll(share); err != nil {
+		return fmt.Errorf("clear %s: %w", share, err)
+	}
+	var list strings.Builder
+	for _, s := range tests {
+		dir := filepath.Join(share, s.dir)
+		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // read in the guest
+			return fmt.Errorf("make the share: %w", err)
+		}
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(dir, "package.test"), "./"+s.dir)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("compile the tests of %s: %w\n%s", s.dir, err, text)
+		}
+		if data := filepath.Join(s.dir, "testdata"); isDir(data) {
+			if err := os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS(data)); err != nil {
+				return fmt.Errorf("copy the test data: %w", err)
+			}
+		}
+		pattern := o.run
+		if o.short && pattern == "" {
+			pattern = s.short
+		}
+		fmt.Fprintf(&list, "%s -test.run='%s'\n", s.dir, pattern)
+	}
+	if err := os.CopyFS(filepath.Join(share, "bin"), os.DirFS("bin")); err != nil {
+		return fmt.Errorf("copy the build: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(share, "suites"), []byte(list.String()), 0o644); err != nil { //nolint:gosec // read in the guest
+		return fmt.Errorf("write the list of suites: %w", err)
+	}
+	text := fmt.Sprintf(script, o.timeout)
+	if err := os.WriteFile(filepath.Join(share, "run"), []byte(text), 0o755); err != nil { //nolint:gosec // it is a program
+		return fmt.Errorf("write the script: %w", err)
+	}
+	return nil
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// boot runs the script in a guest and keeps what it prints.
+func boot(ctx context.Context, m mode, share, log string, timeout int) error {
+	f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644) //nolint:gosec // nothing secret
+	if err != nil {
+		return fmt.Errorf("make the log: %w", err)
+	}
+	defer f.Close()
+	args := []string{"run", "-v", "--timeout", strconv.Itoa(timeout), "--share", share + ":/t"}
+	args = append(append(args, m.args...), "--", "/t/run")
+	cmd := exec.CommandContext(ctx, "critest/vm/vm", args...)
+	cmd.Stdout, cmd.Stderr = f, f
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends the machine
+	return cmd.Run()                                                      //nolint:wrapcheck // the caller names the mode
+}
+
+// result counts the tests of a suite, not their parts.
+type result struct {
+	mode, suite             string
+	passed, failed, skipped int
+	ended                   bool
+}
+
+// readLog counts what the tests said, and prints of each that failed its
+// whole output.
+func readLog(log, mode string, tests []suite, w io.Writer) ([]result, error) {
+	f, err := os.Open(log)
+	if err != nil {
+		return nil, fmt.Errorf("read the log: %w", err)
+	}
+	defer f.Close()
+	out := make([]result, 0, len(tests))
+	for _, s := range tests {
+		out = append(out, result{mode: mode, suite: s.dir})
+	}
+	r := &result{}
+	var said []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := lines.Text()
+		word, rest, _ := strings.Cut(strings.TrimPrefix(line, "--- "), " ")
+		switch {
+		case strings.HasPrefix(line, "== suite "):
+			r = find(out, strings.TrimPrefix(line, "== suite "))
+		case strings.HasPrefix(line, "== end "):
+			fields := strings.Fields(line)
+			r = find(out, fields[2])
+			r.ended = true
+			if fields[3] != "0" && r.failed == 0 {
+				r.failed++
+				fmt.Fprintf(w, "%s: %s: status %s\n%s\n", mode, r.suite, fields[3], strings.Join(said, "\n"))
+			}
+		case strings.HasPrefix(line, "=== RUN ") && !strings.Contains(line, "/"):
+			said = said[:0]
+		case strings.HasPrefix(line, "--- ") && word == "PASS:":
+			r.passed++
+		case strings.HasPrefix(line, "--- ") && word == "SKIP:":
+			r.skipped++
+			fmt.Fprintf(w, "%s: %s: skipped %s %s\n", mode, r.suite, rest, reason(said))
+		case strings.HasPrefix(line, "--- ") && word == "FAIL:":
+			r.failed++
+			fmt.Fprintf(w, "%s: %s: FAILED %s\n%s\n", mode, r.suite, rest, strings.Join(said, "\n"))
+		}
+		if len(said) < 200 {
+			said = append(said, line)
+		}
+	}
+	return out, lines.Err() //nolint:wrapcheck // reading the log
+}
+
+// find returns the result of a suite, or one that nobody reads.
+func find(results []result, name string) *result {
+	for i := range results {
+		if results[i].suite == name {
+			return &results[i]
+		}
+	}
+	return &result{}
+}
+
+// reason is the last thing that a test said.
+func reason(said []string) string {
+	if len(said) == 0 {
+		return ""
+	}
+	return strings.TrimSpace(said[len(said)-1])
+}
