@@ -1,6 +1,6 @@
 // Package main is the command run, which lets the CRI conformance suite, built from its own repository,
 // test this runtime (or Debian's containerd) and prints what passed, failed
-// and was skipped. The project's own tests do not need it.
+// and was skipped, and what is left behind after each run. The project's own tests do not need it.
 //
 //	go run ./critest/run -critest PATH [-crictl PATH] [-parallel N] [-repeat N] [-websocket] [-benchmark] [-peer] [-- flags of critest]
 //

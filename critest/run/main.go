@@ -127,9 +127,14 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	before, err := watch(ctx, node)
+	if err != nil {
+		return err
+	}
 	for i := range o.repeat {
 		t, runErr := once(ctx, o, node, suite, out)
 		fmt.Fprintf(out, "critest run %d of %d: %d passed, %d failed, %d skipped\n", i+1, o.repeat, t.passed, t.failed, t.skipped)
+		runErr = errors.Join(runErr, before.check(ctx, out))
 		if err = errors.Join(err, runErr); t.failed > 0 {
 			err = errors.Join(err, errFailed)
 		}
