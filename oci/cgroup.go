@@ -409,7 +409,7 @@ func (c *Cgroup) Remove(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("remove cgroup: %w", err), killErr)
 		}
 		if ctxErr := wait.next(ctx); ctxErr != nil {
-			return fmt.Errorf("remove cgroup: %w: %s", errors.Join(err, ctxErr), c.survivors())
+			return fmt.Errorf("remove cgroup: %w: %s", errors.Join(err, ctxErr), c.Survivors())
 		}
 	}
 }

@@ -209,8 +209,8 @@ func removeTree(dir string) error {
 	return &os.PathError{Op: "rmdir", Path: dir, Err: err}
 }
 
-// survivors names processes that do not die, with what they wait for.
-func (c *Cgroup) survivors() string {
+// Survivors names processes that do not die, with what they wait for.
+func (c *Cgroup) Survivors() string {
 	pids, err := c.Procs()
 	if err != nil || len(pids) == 0 {
 		return "no process is left in it"

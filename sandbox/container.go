@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,8 +19,15 @@ import (
 	"github.com/cri-runtime/cri-runtime/oci/seccomp"
 )
 
-// killTimeout bounds the wait for a process that was sent SIGKILL.
-const killTimeout = 10 * time.Second
+const (
+	// killTimeout bounds the wait for a process that was sent SIGKILL.
+	killTimeout = 10 * time.Second
+	// reportTimeout is how long a monitor may take for an answer before it is
+	// helped on, see Container.rouse.
+	reportTimeout = time.Second
+)
+
+const monitorLost = "the container's monitor ended unexpectedly; the container was killed"
 
 // Container is one container: a record, a cgroup and, until it has exited, a monitor.
 type Container struct {
@@ -41,7 +47,8 @@ type Container struct {
 	program *oci.Program // until the container is started: names the steps of errors
 	spec    *specs.Spec  // what execs need of config.json; nil after a restart, until the first one
 	filter  seccomp.Filter
-	leaving bool // this daemon has let go of the container
+	leaving bool   // this daemon has let go of the container
+	leave   func() // called then, may be nil
 }
 
 // Status returns the current state; it never waits.
@@ -58,6 +65,9 @@ func (c *Container) detach() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.leaving = true
+	if c.leave != nil {
+		c.leave()
+	}
 	if c.monitor == nil {
 		return nil
 	}
@@ -68,6 +78,14 @@ func (c *Container) left() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.leaving
+}
+
+// onLeave has f called when this daemon lets go of the container; false: it has.
+func (c *Container) onLeave(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leave = f
+	return !c.leaving
 }
 
 func (c *Container) connected() *conmon.Monitor {
@@ -126,7 +144,7 @@ func (c *Container) watch(m *conmon.Monitor) {
 	}
 	c.killLeftovers()
 	if lost {
-		c.publishLost(reasonMonitorLost, "the container's monitor ended unexpectedly; the container was killed")
+		c.publishLost(reasonMonitorLost, monitorLost)
 	} else {
 		c.publishExit(exit)
 	}
@@ -142,7 +160,7 @@ func (c *Container) killLeftovers() {
 	if err != nil {
 		return
 	}
-	if populated, err := cg.Populated(); err == nil && !populated {
+	if !populated(cg) {
 		return
 	}
 	if err := cg.Kill(); err != nil {
@@ -240,11 +258,9 @@ func (c *Container) Stop(ctx context.Context, timeout int64) error {
 		return c.kill(ctx)
 	}
 	if m := c.connected(); m != nil {
-		if err := m.Kill(ctx, unix.Signal(c.record.StopSignal)); err != nil && !errors.Is(err, unix.ESRCH) {
-			klog.ErrorS(err, "Send the stop signal", "container", c.id, "pod", c.box.id, "signal", c.record.StopSignal)
-		}
 		grace := time.NewTimer(time.Duration(timeout) * time.Second)
 		defer grace.Stop()
+		c.sendStopSignal(ctx, m)
 		select {
 		case <-c.exited:
 			return nil
@@ -254,6 +270,20 @@ func (c *Container) Stop(ctx context.Context, timeout int64) error {
 		}
 	}
 	return c.kill(ctx)
+}
+
+// sendStopSignal waits for a frozen monitor no longer than that takes to be seen.
+func (c *Container) sendStopSignal(ctx context.Context, m *conmon.Monitor) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	err := m.Kill(ctx, unix.Signal(c.record.StopSignal))
+	if err == nil || errors.Is(err, unix.ESRCH) {
+		return
+	}
+	if ctx.Err() != nil {
+		err = errors.Join(err, c.signalMonitor(unix.SIGCONT)) // the request waits in its queue
+	}
+	klog.ErrorS(err, "Send the stop signal", "container", c.id, "pod", c.box.id, "signal", c.record.StopSignal)
 }
 
 // kill ends every process of the container; idempotent.
@@ -268,28 +298,53 @@ func (c *Container) kill(ctx context.Context) error {
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
 	}
-	limit := time.NewTimer(killTimeout)
-	defer limit.Stop()
-	select {
-	case <-c.exited:
-		return nil
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-limit.C:
-		err = context.DeadlineExceeded
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	tick := time.NewTicker(reportTimeout)
+	defer tick.Stop()
+	for silent := 0; ; {
+		select {
+		case <-c.exited:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("kill container %s: %s: %w", c.id, c.whyAlive(cg), ctx.Err())
+		case <-tick.C:
+		}
+		if cg != nil && populated(cg) {
+			continue // they are still dying
+		}
+		silent++
+		c.rouse(silent)
 	}
-	return fmt.Errorf("kill container %s: %s: %w", c.id, c.whyAlive(), err)
 }
 
-// whyAlive describes the process that does not die.
-func (c *Container) whyAlive() string {
-	pid := c.Status().PID
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return fmt.Sprintf("process %d has ended but its monitor does not report it", pid)
+// rouse helps a monitor on that has not reported the end of its container for
+// so many periods: it may be stopped, or stuck, in which case its own end
+// is what is reported.
+func (c *Container) rouse(periods int) {
+	const patient = 4
+	sig := unix.SIGCONT
+	switch {
+	case periods == patient:
+		sig = unix.SIGKILL
+	case periods > 1:
+		return
 	}
-	wchan, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "wchan"))
-	return fmt.Sprintf("process %d is still there, waiting in the kernel at %q (stat: %.60s)", pid, wchan, stat)
+	err := c.signalMonitor(sig)
+	klog.InfoS("Monitor does not report the end of its container", "container", c.id, "pod", c.box.id, "sent", unix.SignalName(sig), "err", err)
+}
+
+// whyAlive describes what does not die.
+func (c *Container) whyAlive(cg *oci.Cgroup) string {
+	if cg != nil && populated(cg) {
+		return cg.Survivors()
+	}
+	return "all of its processes have ended but its monitor does not report it"
+}
+
+func populated(cg *oci.Cgroup) bool {
+	is, err := cg.Populated()
+	return err != nil || is
 }
 
 // Remove kills the container if it runs and removes it; idempotent.
@@ -321,6 +376,8 @@ func (c *Container) remove(ctx context.Context) error {
 func (c *Container) erase(ctx context.Context) error {
 	cg, err := c.cgroup()
 	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
 		err = cg.Remove(ctx)
 	}
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {

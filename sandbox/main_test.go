@@ -206,7 +206,7 @@ func (f *fixture) await(c *Container) *ContainerStatus {
 	select {
 	case <-c.exited:
 	case <-time.After(20 * time.Second):
-		f.t.Fatal("container has not exited:", c.whyAlive())
+		f.t.Fatal("container has not exited:", c.whyAlive(nil))
 	}
 	return c.Status()
 }

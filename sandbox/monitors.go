@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
@@ -74,4 +76,51 @@ func (p *monitorPlace) close() error {
 		return all
 	}
 	return errors.Join(all, p.cgroup.RemoveIdle())
+}
+
+// signalMonitor sends sig to the container's monitor without its help. It is
+// known by the directory that it holds open for the exit record.
+func (c *Container) signalMonitor(sig unix.Signal) error {
+	var own unix.Stat_t
+	if err := unix.Stat(c.root(), &own); err != nil {
+		return fmt.Errorf("find the monitor: %w", &os.PathError{Op: "stat", Path: c.root(), Err: err})
+	}
+	pids, err := c.store.monitors.cgroup.Procs()
+	if err != nil {
+		return fmt.Errorf("find the monitor: %w", err)
+	}
+	for _, pid := range pids {
+		process, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		found := holdsOpen(pid, c.id, &own)
+		if found {
+			err = unix.PidfdSendSignal(process, sig, nil, 0)
+		}
+		_ = unix.Close(process)
+		if found && err != nil {
+			return fmt.Errorf("signal monitor %d: %w", pid, err)
+		}
+		if found {
+			return nil
+		}
+	}
+	return fmt.Errorf("find the monitor of container %s: %w", c.id, ErrNotFound)
+}
+
+// holdsOpen tells whether the process has a descriptor of the directory. Only
+// what has its name is looked at: other files may be on file systems that hang.
+func holdsOpen(pid int, name string, dir *unix.Stat_t) bool {
+	fds := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(fds)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		fd := filepath.Join(fds, e.Name())
+		target, err := os.Readlink(fd)
+		var st unix.Stat_t
+		return err == nil && filepath.Base(target) == name && unix.Stat(fd, &st) == nil && st.Dev == dir.Dev && st.Ino == dir.Ino
+	})
 }

@@ -252,7 +252,9 @@ func (c *Container) recover(ctx context.Context) []func(context.Context) error {
 		return nil
 	}
 	c.restoreLimits()
-	if err := c.adopt(ctx); err != nil {
+	adopting, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	if err := c.adopt(adopting, lostRecord{Reason: reasonUnknown, Message: "the container ended while no daemon ran and its monitor left no record, as after a reboot"}); err != nil {
 		return []func(context.Context) error{func(context.Context) error {
 			c.store.watchers.Go(c.awaitMonitor)
 			return nil
@@ -287,16 +289,15 @@ func (c *Container) recoverEnd() bool {
 	return false
 }
 
-// adopt connects to the container's monitor. The error means that it may answer later.
-func (c *Container) adopt(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
+// adopt connects to the container's monitor. The error means that it may answer
+// later; lost says of one that is gone what is to be reported.
+func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 	m, err := c.store.binary.Connect(ctx, c.state())
 	switch {
 	case errors.Is(err, conmon.ErrGone):
 		if !c.recoverEnd() {
 			c.killLeftovers()
-			c.publishLost(reasonUnknown, "the container ended while no daemon ran and its monitor left no record, as after a reboot")
+			c.publishLost(lost.Reason, lost.Message)
 		}
 		return nil
 	case err != nil:
@@ -316,12 +317,22 @@ func (c *Container) adopt(ctx context.Context) error {
 	return nil
 }
 
-// awaitMonitor asks a monitor that does not answer again and again, until the daemon ends.
+// awaitMonitor waits until a monitor that does not answer does, or is gone, or the daemon ends.
 func (c *Container) awaitMonitor() {
 	klog.InfoS("Monitor does not answer, the container's state is unknown", "container", c.id, "pod", c.box.id)
-	for !c.left() {
-		if err := c.adopt(context.Background()); err == nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if !c.onLeave(cancel) {
+		return
+	}
+	for ctx.Err() == nil {
+		err := c.adopt(ctx, lostRecord{Reason: reasonMonitorLost, Message: monitorLost})
+		if err == nil {
 			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(connectTimeout): // its queue of connections is full
 		}
 	}
 }
