@@ -7,7 +7,7 @@ BENCHFLAGS ?=
 BENCHIMAGESFLAGS ?=
 VMFLAGS ?=
 
-.PHONY: build test test-race test-vm bench bench-images demo lint vet fmt golden fuzz clean install
+.PHONY: build test test-race test-faults test-vm bench bench-images demo lint vet fmt golden fuzz clean install
 .DEFAULT_GOAL := build
 
 build:
@@ -25,6 +25,9 @@ test-race: build
 
 test-vm: build
 	go run ./critest/vm $(VMFLAGS)
+
+test-faults: build
+	go test -count=1 -timeout 120m -v ./critest/faults
 
 bench:
 	deploy/setup

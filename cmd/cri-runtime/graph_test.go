@@ -24,16 +24,17 @@ const (
 // A package below critest may import what is below critest.
 func graph() map[string][]string {
 	return map[string][]string{
-		"cmd/cri-runtime": {"server", "server/control", "sandbox", "network", "network/builtin", "imageservice", "conmon", "oci"},
-		"server":          {"sandbox", "imageservice", "oci"},
+		"cmd/cri-runtime": {"server", "server/control", "sandbox", "network", "network/builtin", "imageservice", "conmon", "oci", "fault"},
+		"server":          {"sandbox", "imageservice", "oci", "fault"},
 		"server/control":  {"imageservice"},
-		"sandbox":         {"conmon", "network", "oci", "oci/seccomp"},
-		"conmon":          {"oci"},
-		"oci":             {"oci/seccomp"},
+		"sandbox":         {"conmon", "network", "oci", "oci/seccomp", "fault"},
+		"conmon":          {"oci", "fault"},
+		"oci":             {"oci/seccomp", "fault"},
 		"oci/seccomp":     {},
-		"network":         {"network/builtin"},
-		"network/builtin": {},
-		"imageservice":    {},
+		"network":         {"network/builtin", "fault"},
+		"network/builtin": {"fault"},
+		"imageservice":    {"fault"},
+		"fault":           {},
 	}
 }
 
