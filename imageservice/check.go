@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
 // CheckOptions say what Check does about what it finds.
@@ -162,7 +164,7 @@ func (c *checker) documents(record *imageRecord) []Damage {
 		}
 	}
 	stored := &imageRecord{}
-	err := readJSON(filepath.Join(dir, imageFile), stored)
+	err := ledger.Read(filepath.Join(dir, imageFile), stored)
 	if err == nil && !record.same(stored) {
 		err = errors.New("it is not what was written")
 	}

@@ -2,7 +2,6 @@ package imageservice
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"math"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
 // maxLookahead is how much of a layer that cannot be unpacked is still read to
@@ -129,7 +130,7 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 		return err
 	}
 	record.DiffID, record.Blob, record.Size = l.diffID, l.blob.Digest, l.blob.Size
-	content, err := json.Marshal(record)
+	content, err := ledger.Marshal(record)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package imageservice
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
 // An orphan is a layer that no record names at the start. An interrupted pull
@@ -100,7 +101,7 @@ func (s *Store) claim(ctx context.Context, dir string, record *layerRecord) erro
 		return err
 	}
 	record.Listing = fmt.Sprintf("%016x", sum)
-	content, err := json.Marshal(record)
+	content, err := ledger.Marshal(record)
 	if err != nil {
 		return err
 	}

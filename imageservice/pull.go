@@ -2,7 +2,6 @@ package imageservice
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
 // pull is the work of Pull, shared by all who want the same.
@@ -242,7 +243,7 @@ func (s *Store) writeImage(dir string, record *imageRecord, r *resolved) error {
 			return err
 		}
 	}
-	content, err := json.Marshal(record)
+	content, err := ledger.Marshal(record)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package imageservice
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
 const (
@@ -117,7 +118,7 @@ func syncFS(d *os.File) error {
 
 // writeRecord replaces image.json, durably.
 func writeRecord(dir string, record *imageRecord) error {
-	content, err := json.Marshal(record)
+	content, err := ledger.Marshal(record)
 	if err != nil {
 		return err
 	}
@@ -139,18 +140,6 @@ func replaceFile(path string, content []byte) error {
 	return commitFile(path)
 }
 
-// readJSON decodes a file of ours. A file cut off or empty is an error.
-func readJSON(path string, value any) error {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(content, value); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
-	}
-	return nil
-}
-
 // readEntry reads the record of one image, and its config if that is the one
 // that the image's id promises. Of image.json and config.json one is enough to
 // know the layers: an image without the first has lost its names, one without
@@ -162,7 +151,7 @@ func readEntry(dir string) (*entry, error) {
 		return nil, fmt.Errorf("read %s: it is no record: %w", dir, err)
 	}
 	e := &entry{record: &imageRecord{}, config: &ocispec.Image{}}
-	recordErr := readJSON(filepath.Join(dir, imageFile), e.record)
+	recordErr := ledger.Read(filepath.Join(dir, imageFile), e.record)
 	if recordErr == nil && e.record.ID != id.String() {
 		recordErr = fmt.Errorf("read %s: it is the record of image %q", dir, e.record.ID)
 	}
@@ -213,7 +202,7 @@ func (e *entry) readRest(dir string, identify bool) {
 // readLayer reads the record of one layer and sees that its directory exists.
 func readLayer(dir string) (*layerRecord, error) {
 	record := &layerRecord{}
-	if err := readJSON(filepath.Join(dir, layerFile), record); err != nil {
+	if err := ledger.Read(filepath.Join(dir, layerFile), record); err != nil {
 		return nil, err
 	}
 	if err := record.DiffID.Validate(); err != nil || record.DiffID.Encoded() != filepath.Base(dir) {

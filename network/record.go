@@ -1,7 +1,6 @@
 package network
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
 )
 
@@ -38,7 +38,7 @@ func (n *Network) recordPath(id string) string { return filepath.Join(n.recordDi
 
 // writeRecord fails with fs.ErrExist if an earlier ADD has had no DEL.
 func (n *Network) writeRecord(id string, r *record) error {
-	data, err := json.Marshal(r)
+	data, err := ledger.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write record of attachment: %w", err)
 	}
@@ -76,7 +76,7 @@ func (n *Network) readRecord(id string) (*record, error) {
 		return nil, fmt.Errorf("read record of attachment: %w", err)
 	}
 	r := &record{}
-	if err := json.Unmarshal(data, r); err != nil || len(r.Config) == 0 && r.Lease == nil {
+	if err := ledger.Unmarshal(data, r); err != nil || len(r.Config) == 0 && r.Lease == nil {
 		return nil, nil //nolint:nilerr // as if there were none, see above
 	}
 	return r, nil

@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
@@ -322,6 +323,9 @@ func (l *launch) prepareImage() (err error) {
 
 func (l *launch) writeBundle() error {
 	encoded, err := oci.EncodeSpec(l.spec)
+	if err == nil {
+		encoded, err = ledger.Seal(encoded)
+	}
 	if err != nil {
 		return err
 	}

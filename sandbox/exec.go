@@ -214,13 +214,9 @@ func (c *Container) execSpec() (*specs.Spec, error) {
 	if c.spec != nil {
 		return c.spec, nil
 	}
-	data, err := os.ReadFile(c.root(bundle))
+	full, err := c.readBundle()
 	if err != nil {
-		return nil, fmt.Errorf("read bundle: %w", err)
-	}
-	full, err := oci.DecodeSpec(data)
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: create the container anew", err)
 	}
 	filter := &seccomp.Filter{}
 	if full.Linux.Seccomp != nil {

@@ -8,10 +8,13 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/oci"
 )
 
 // sandboxRecord is sandbox.json. It is written before the first effect, so
@@ -75,7 +78,7 @@ func decodeMessage(b json.RawMessage, m proto.Message) error {
 // writeRecord replaces the file at path with v as JSON. The file is whole or
 // absent at any moment; with durable, after a power cut too.
 func writeRecord(path string, v any, durable bool) (err error) {
-	b, err := json.Marshal(v)
+	b, err := ledger.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", path, err)
 	}
@@ -108,16 +111,24 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// readRecord reads what writeRecord wrote.
-func readRecord(path string, v any) error {
-	b, err := os.ReadFile(path)
+// readBundle reads what the container was made of.
+func (c *Container) readBundle() (*specs.Spec, error) {
+	path := c.root(bundle)
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = ledger.Verify(data)
+	}
+	var spec *specs.Spec
+	if err == nil {
+		spec, err = oci.DecodeSpec(data)
+	}
+	if err == nil && (spec.Process == nil || spec.Linux == nil) {
+		err = fmt.Errorf("process or linux is missing: %w", ErrInvalid)
+	}
 	if err != nil {
-		return fmt.Errorf("record: %w", err)
+		return nil, fmt.Errorf("read bundle %s: %w", path, err)
 	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("record %s: %w", path, err)
-	}
-	return nil
+	return spec, nil
 }
 
 func exists(path string) bool {

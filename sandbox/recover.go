@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
@@ -131,7 +132,7 @@ func (s *Store) quarantine(dir string, why error) {
 
 func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 	var r sandboxRecord
-	if err := readRecord(s.root("sandboxes", id, "sandbox.json"), &r); err != nil {
+	if err := ledger.Read(s.root("sandboxes", id, "sandbox.json"), &r); err != nil {
 		return nil, err
 	}
 	if r.ID != id {
@@ -198,7 +199,7 @@ func (b *Sandbox) lost() bool {
 
 func (s *Store) loadContainer(id string) (*Container, error) {
 	c := &Container{id: id, store: s, exited: make(chan struct{})}
-	if err := readRecord(s.root("containers", id, "container.json"), &c.record); err != nil {
+	if err := ledger.Read(s.root("containers", id, "container.json"), &c.record); err != nil {
 		return nil, err
 	}
 	config := &runtimeapi.ContainerConfig{}
@@ -224,12 +225,11 @@ func (s *Store) loadContainer(id string) (*Container, error) {
 // readUser returns the user that the container's status reports, nil when
 // the bundle cannot be read.
 func (c *Container) readUser() *runtimeapi.ContainerUser {
-	data, err := os.ReadFile(c.root(bundle))
+	spec, err := c.readBundle()
 	if err != nil {
-		return nil
-	}
-	spec, err := oci.DecodeSpec(data)
-	if err != nil || spec.Process == nil {
+		if exists(c.root(bundle)) {
+			klog.ErrorS(err, "The container cannot take commands any more: create it anew", "container", c.id, "pod", c.record.SandboxID)
+		}
 		return nil
 	}
 	u := spec.Process.User
@@ -282,7 +282,7 @@ func (c *Container) recoverEnd() bool {
 		return true
 	}
 	var l lostRecord
-	if err := readRecord(c.root("lost.json"), &l); err == nil {
+	if err := ledger.Read(c.root("lost.json"), &l); err == nil {
 		c.publish(l.apply)
 		return true
 	}

@@ -12,6 +12,8 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
 func TestStopSignal(t *testing.T) {
@@ -176,7 +178,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got containerRecord
-		if err := readRecord(path, &got); err != nil || got.ID != want.ID || got.StopSignal != want.StopSignal || string(got.Config) != string(want.Config) {
+		if err := ledger.Read(path, &got); err != nil || got.ID != want.ID || got.StopSignal != want.StopSignal || string(got.Config) != string(want.Config) {
 			t.Errorf("%+v, %v", got, err)
 		}
 	}
@@ -189,7 +191,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got containerRecord
-		if err := readRecord(path, &got); err == nil {
+		if err := ledger.Read(path, &got); err == nil {
 			t.Errorf("a record cut after %d bytes is taken", n)
 		}
 	}

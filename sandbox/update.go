@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
@@ -84,7 +85,7 @@ func (c *Container) writeResources(r *runtimeapi.LinuxContainerResources) error 
 func (c *Container) readResources(config *runtimeapi.ContainerConfig) *runtimeapi.ContainerResources {
 	var b json.RawMessage
 	r := &runtimeapi.LinuxContainerResources{}
-	err := readRecord(c.root(resourcesFile), &b)
+	err := ledger.Read(c.root(resourcesFile), &b)
 	if err == nil {
 		err = decodeMessage(b, r)
 	}
