@@ -19,14 +19,15 @@ import (
 
 // options are the command's flags.
 type options struct {
-	n      int           // rounds of the latency part
-	pods   int           // pods of the memory part
-	burst  int           // pods of one throughput round
-	logs   int           // MiB of a round of the logs part
-	gap    time.Duration // idle time before each measured call
-	peer   bool
-	binary string
-	only   string // parts to run, comma separated
+	n       int           // rounds of the latency part
+	pods    int           // pods of the memory part
+	burst   int           // pods of one throughput round
+	logs    int           // MiB of a round of the logs part
+	gap     time.Duration // idle time before each measured call
+	peer    bool
+	binary  string
+	against string // another build, measured in the peer's place
+	only    string // parts to run, comma separated
 }
 
 func (o *options) register(flags *flag.FlagSet) {
@@ -37,6 +38,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.DurationVar(&o.gap, "gap", 50*time.Millisecond, "idle `time` before each measured call; back-to-back calls hide the kernel's waits")
 	flags.BoolVar(&o.peer, "peer", true, "measure Debian's containerd and runc, too")
 	flags.StringVar(&o.binary, "binary", "bin/cri-runtime", "the runtime's `file`")
+	flags.StringVar(&o.against, "against", "", "`file` of another build, measured in the peer's place")
 	flags.StringVar(&o.only, "only", "latency,cni,builtin,throughput,cpu,memory,stats,pull,launcher,logs,streaming", "comma separated `parts`")
 }
 
@@ -121,14 +123,20 @@ func (b *bench) open(ctx context.Context) (err error) {
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err == nil {
 		o.CNIBin = plugins
 	}
-	peers := []bool{false}
-	if b.options.peer {
-		peers = append(peers, true)
+	all := []harness.Options{o}
+	if o.Binary = b.options.against; o.Binary != "" {
+		all = append(all, o)
+	} else if b.options.peer {
+		o.Peer = true
+		all = append(all, o)
 	}
-	for _, o.Peer = range peers {
+	for _, o := range all {
 		r, err := harness.New(ctx, o)
 		if err != nil {
 			return err
+		}
+		if o.Binary == b.options.against {
+			r.Name = "against"
 		}
 		b.runtimes = append(b.runtimes, &runtime{Runtime: r, image: b.registry.Address + "/cri-runtime/busybox:latest"})
 		if err := isolate(r); err != nil {
