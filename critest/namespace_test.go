@@ -203,3 +203,34 @@ func TestSysctls(t *testing.T) {
 		t.Errorf("the host's value is %s (%v)", host, err)
 	}
 }
+
+// What a root file system lies upon cannot be reached, and it is no prison that the kernel would
+// take for a chroot: user namespaces can be made in it, the container's mount namespace can be joined.
+func TestNothingBelowTheRoot(t *testing.T) {
+	begin(t)
+	p := run(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	c := p.start("sleep 1000", security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true }))
+	root := fmt.Sprintf("/proc/%d/root/", c.pid())
+	want, err := os.Stat(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.Stat(root + "tmp/../../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(got, want) {
+		t.Error("'..' leads out of the root")
+	}
+	c.exec(0, "unshare", "-U", "true")
+	c.exec(0, "unshare", "-m", "sh", "-c", "mkdir -p /tmp/new && mount --bind / /tmp/new && cd /tmp/new && mkdir -p tmp/old && pivot_root . tmp/old && umount -l /tmp/old && ls /bin/busybox")
+	joined := c.exec(0, "nsenter", "--mount=/proc/self/ns/mnt", "ls", "/")
+	if plain := c.exec(0, "ls", "/"); joined != plain {
+		t.Errorf("who joins the namespace sees %q, want %q", joined, plain)
+	}
+	// Even who takes the root away finds nothing of the host.
+	out := c.exec(0, "unshare", "-m", "sh", "-c", "umount -l /; nsenter --mount=/proc/self/ns/mnt ls / >/dev/null 2>&1 || echo nothing")
+	if strings.TrimSpace(out) != "nothing" {
+		t.Errorf("below the root: %q", out)
+	}
+}

@@ -82,7 +82,7 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 		c.enterUserNamespace(mountNS, ownPID && pid.Path == "")
 		c.makeNamespaces(spec)
 	}
-	m.moveTo("attach the root file system", m.root, cwd(), "/root")
+	m.attachRoot()
 	m.mounts()
 	m.console()
 	m.sysctls()

@@ -404,6 +404,16 @@ func (m *mounter) readonlyPaths() {
 	}
 }
 
+// attachRoot appends the attaching of the root file system. Without a user namespace it goes
+// right above the root of the empty mount namespace.
+func (m *mounter) attachRoot() {
+	at := "/"
+	if m.user != nil {
+		at = "/root"
+	}
+	m.moveTo("attach the root file system", m.root, cwd(), at)
+}
+
 // enterRoot appends the last steps of the mount namespace: everything of the
 // host is gone after them.
 func (m *mounter) enterRoot() {
@@ -411,15 +421,27 @@ func (m *mounter) enterRoot() {
 		m.mountSetattr("make the root read-only", m.root, false, [4]uint64{unix.MOUNT_ATTR_RDONLY}, "ro")
 	}
 	m.call("enter the root: change directory", unix.SYS_FCHDIR, slotArg(m.root))
+	if m.user == nil {
+		// What stays below the root is empty, and it is no way out: ".." and the joining of the
+		// namespace lead to the topmost mount. To take it away would cost a grace period of RCU, 1 to 8 ms.
+		m.call("enter the root", unix.SYS_CHROOT, m.str("."))
+	} else {
+		m.pivot()
+	}
+	// Only now: no mount may be moved below a shared one, nor be pivoted to.
+	if kind, all, ok := propagationOf(m.spec.Linux.RootfsPropagation); ok && kind != unix.MS_PRIVATE {
+		m.mountSetattr("set the propagation of the root", m.root, all, [4]uint64{0, 0, kind}, propagationText(kind))
+	}
+}
+
+// pivot appends the taking away of what is below the root: with a user namespace, whole views of the
+// host's processes and devices.
+func (m *mounter) pivot() {
 	// Both arguments may be the same directory: the old root is stacked on
 	// the new one and taken away by the next step, no directory is needed for it.
 	m.call("enter the root: pivot", unix.SYS_PIVOT_ROOT, m.str("."), m.str("."))
 	m.call("enter the root: detach the old one", unix.SYS_UMOUNT2, m.str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	m.call("enter the root: change to /", unix.SYS_FCHDIR, slotArg(m.root))
-	// Only now: no mount may be moved below a shared one, nor be pivoted to.
-	if kind, all, ok := propagationOf(m.spec.Linux.RootfsPropagation); ok && kind != unix.MS_PRIVATE {
-		m.mountSetattr("set the propagation of the root", m.root, all, [4]uint64{0, 0, kind}, propagationText(kind))
-	}
 }
 
 // checkMounts refuses what the mount steps can't do.

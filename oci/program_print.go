@@ -106,7 +106,7 @@ func syscallName(nr uint32) string {
 		unix.SYS_FSMOUNT: "fsmount", unix.SYS_MOUNT_SETATTR: "mount_setattr", unix.SYS_SETNS: "setns", unix.SYS_UNSHARE: "unshare",
 		unix.SYS_MKDIRAT: "mkdirat", unix.SYS_MKNODAT: "mknodat", unix.SYS_SYMLINKAT: "symlinkat", unix.SYS_FCHOWNAT: "fchownat",
 		unix.SYS_FCHOWN: "fchown", unix.SYS_UMASK: "umask", unix.SYS_IOCTL: "ioctl", unix.SYS_FCHDIR: "fchdir",
-		unix.SYS_PIVOT_ROOT: "pivot_root", unix.SYS_UMOUNT2: "umount2", unix.SYS_SETSID: "setsid", unix.SYS_DUP3: "dup3",
+		unix.SYS_PIVOT_ROOT: "pivot_root", unix.SYS_CHROOT: "chroot", unix.SYS_UMOUNT2: "umount2", unix.SYS_SETSID: "setsid", unix.SYS_DUP3: "dup3",
 		unix.SYS_KEYCTL: "keyctl", unix.SYS_PRLIMIT64: "prlimit64", unix.SYS_PRCTL: "prctl", unix.SYS_SETGROUPS: "setgroups",
 		unix.SYS_SETRESGID: "setresgid", unix.SYS_SETRESUID: "setresuid", unix.SYS_CAPSET: "capset", unix.SYS_SECCOMP: "seccomp",
 		unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_EXECVE: "execve",
