@@ -28,6 +28,7 @@ const (
 type interceptor struct {
 	unimplemented map[string]string
 	observe       func(method, code string, took time.Duration)
+	budget        budget
 	// refused has the methods whose first refusal was logged: clients poll.
 	refused sync.Map
 }
@@ -36,12 +37,14 @@ func newInterceptor(observe func(method, code string, took time.Duration)) *inte
 	if observe == nil {
 		observe = func(string, string, time.Duration) {}
 	}
-	return &interceptor{unimplemented: unimplemented(), observe: observe}
+	return &interceptor{unimplemented: unimplemented(), observe: observe, budget: budget{of: map[string]int{}}}
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, call *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
-	err = i.guard(call.FullMethod, func() (err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeFor(call.FullMethod, req))
+	defer cancel()
+	err = i.guard(call.FullMethod, objectOf(req), func() (err error) {
 		resp, err = handler(ctx, req)
 		return err
 	})
@@ -54,17 +57,24 @@ func (i *interceptor) unary(ctx context.Context, req any, call *grpc.UnaryServer
 
 func (i *interceptor) stream(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
-	err := i.guard(call.FullMethod, func() error { return handler(srv, stream) })
+	err := withDeadline(stream, timeFor(call.FullMethod, nil), func(stream grpc.ServerStream) error {
+		return i.guard(call.FullMethod, "", func() error { return handler(srv, stream) })
+	})
 	i.log(call.FullMethod, err, time.Since(start), func() []any { return nil })
 	return statusOf(err)
 }
 
-// guard calls handle unless the method isn't implemented. A panic harms the
-// one RPC: the daemon's other pods depend on it.
-func (i *interceptor) guard(method string, handle func() error) (err error) {
+// guard calls handle unless the method isn't implemented or too many are under
+// way. A panic harms the one RPC: the daemon's other pods depend on it.
+func (i *interceptor) guard(method, object string, handle func() error) (err error) {
 	if err := checkImplemented(i.unimplemented, method); err != nil {
 		return err
 	}
+	leave, err := i.budget.enter(object)
+	if err != nil {
+		return fmt.Errorf("%s: %w", rpcName(method), err)
+	}
+	defer leave()
 	defer func() {
 		if p := recover(); p != nil {
 			klog.ErrorS(nil, "Panic", "rpc", rpcName(method), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))

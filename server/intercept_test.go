@@ -81,7 +81,7 @@ func TestPanic(t *testing.T) {
 
 func TestStreamPanic(t *testing.T) {
 	captureLog(t, "0")
-	err := newInterceptor(nil).stream(nil, nil, &grpc.StreamServerInfo{FullMethod: "/runtime.v1.RuntimeService/Future"},
+	err := newInterceptor(nil).stream(nil, idleStream{ctx: t.Context()}, &grpc.StreamServerInfo{FullMethod: "/runtime.v1.RuntimeService/Future"},
 		func(any, grpc.ServerStream) error { panic("x") })
 	if status.Code(err) != codes.Internal {
 		t.Fatalf("got %v", err)

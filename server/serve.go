@@ -8,8 +8,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/server/connlimit"
 )
 
 const (
@@ -20,6 +23,13 @@ const (
 	bufferBytes = 16 << 10
 	// setupTimeout ends a connection that never says a word.
 	setupTimeout = 20 * time.Second
+	// A kubelet has two connections. A client that reads nothing is asked whether
+	// it lives, and its connection closed.
+	maxConnections = 256
+	maxPerClient   = 1024 // RPCs under way on one connection
+	maxHeaders     = 64 << 10
+	aliveEvery     = time.Minute
+	aliveTimeout   = 20 * time.Second
 )
 
 // Serve answers requests on l, and closes it, until ctx ends. RPCs under way
@@ -42,7 +52,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) serveRPCs(ctx context.Context, l net.Listener) error {
 	g := s.grpcServer()
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
+	limited := connlimit.Listener(l, maxConnections, func() {
+		klog.InfoS("A connection was refused: there are as many as may be", "socket", l.Addr(), "most", maxConnections)
+	})
+	go func() { served <- g.Serve(limited) }()
 	select {
 	case err := <-served:
 		g.Stop()
@@ -90,6 +103,9 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.ConnectionTimeout(setupTimeout),
+		grpc.MaxConcurrentStreams(maxPerClient),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: aliveEvery, Timeout: aliveTimeout}),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
 	)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/sandbox"
+	"github.com/cri-runtime/cri-runtime/server/connlimit"
 )
 
 const (
@@ -27,6 +28,11 @@ const (
 
 	maxHeaderBytes = 64 << 10
 	headerTimeout  = 10 * time.Second
+	// Pods of the host's network can connect: who comes without a token stays
+	// until others come. With one he is a client of the kubelet's.
+	maxStrangers = 512
+	maxSessions  = 1024 // from which on no more are begun
+	maxForwarded = 8192 // connections to pods, of all sessions
 	// sweepInterval is how often sessions are looked at whose clients may have
 	// gone without a word that was read.
 	sweepInterval = 5 * time.Second
@@ -59,6 +65,7 @@ type streaming struct {
 	containers containers
 	tokens     *tokens
 	handlers   sync.WaitGroup
+	forwarded  chan struct{} // has one for each connection to a pod
 
 	mu    sync.Mutex
 	base  *url.URL              // nil while nothing listens; guarded by mu
@@ -86,7 +93,7 @@ func newStreaming(config StreamingConfig, c containers) (*streaming, error) {
 	if config.CreationTimeout <= 0 {
 		config.CreationTimeout = defaultCreationTimeout
 	}
-	s := &streaming{config: config, containers: c, tokens: newTokens(time.Now), open: map[*session]struct{}{}}
+	s := &streaming{config: config, containers: c, tokens: newTokens(time.Now), open: map[*session]struct{}{}, forwarded: make(chan struct{}, maxForwarded)}
 	if config.CertFile != "" || config.KeyFile != "" {
 		if _, err := s.certificate(nil); err != nil {
 			return nil, fmt.Errorf("server: streaming: %w", err)
@@ -155,6 +162,7 @@ func (s *streaming) serve(ctx context.Context, l net.Listener) error {
 		Protocols: &protocols, ErrorLog: klog.NewStandardLogger("INFO"),
 		BaseContext: func(net.Listener) context.Context { return life },
 	}
+	connlimit.HTTP(h, maxStrangers)
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(l) }()
 	sweep := time.NewTicker(sweepInterval)
@@ -331,10 +339,13 @@ func verbOf(request any) string {
 // url keeps a request and returns where its client finds the streams.
 func (s *streaming) url(request any) (string, error) {
 	s.mu.Lock()
-	base := s.base
+	base, open := s.base, len(s.open)
 	s.mu.Unlock()
-	if base == nil {
+	switch {
+	case base == nil:
 		return "", fmt.Errorf("streams are not served yet: %w", errShutDown)
+	case open >= maxSessions:
+		return "", fmt.Errorf("%d sessions are open: %w", open, errTooMany)
 	}
 	token, err := s.tokens.put(request)
 	if err != nil {

@@ -32,7 +32,7 @@ type dialer func(ctx context.Context, port uint16) (net.Conn, error)
 // until the client is gone. ports are those that the request names; none: all.
 func (s *streaming) portForward(w http.ResponseWriter, r *http.Request, ports []int32, dial dialer) error {
 	f := &forwarding{
-		dial: dial, ports: ports, timeout: s.config.CreationTimeout, pairs: map[string]*pair{},
+		room: s.forwarded, dial: dial, ports: ports, timeout: s.config.CreationTimeout, pairs: map[string]*pair{},
 		opened: make(chan *spdyStream), left: make(chan struct{}),
 	}
 	open := f.openSPDY
@@ -70,6 +70,7 @@ func forwardProtocols(ports []int32) []string {
 // forwarding is one port-forward session: every connection of the client is a
 // pair of streams, and none of them can end another.
 type forwarding struct {
+	room    chan struct{} // for connections, of all sessions
 	dial    dialer
 	ports   []int32
 	timeout time.Duration
@@ -193,6 +194,20 @@ func (f *forwarding) pair(stream *spdyStream) *pair {
 	return p
 }
 
+// connect dials while there is room; leave is called when the connection has ended.
+func (f *forwarding) connect(ctx context.Context, port uint16) (conn net.Conn, leave func(), err error) {
+	select {
+	case f.room <- struct{}{}:
+	default:
+		return nil, nil, fmt.Errorf("%d connections are forwarded: %w", cap(f.room), errTooMany)
+	}
+	if conn, err = f.dial(ctx, port); err != nil {
+		<-f.room
+		return nil, nil, err
+	}
+	return conn, func() { <-f.room }, nil
+}
+
 // forward connects one pair to its port.
 func (f *forwarding) forward(ctx context.Context, p *pair) {
 	port, err := strconv.ParseUint(p.data.headers.Get(headerPort), 10, 16)
@@ -200,11 +215,12 @@ func (f *forwarding) forward(ctx context.Context, p *pair) {
 		p.fail(err)
 		return
 	}
-	conn, err := f.dial(ctx, uint16(port))
+	conn, leave, err := f.connect(ctx, uint16(port))
 	if err != nil {
 		p.fail(err)
 		return
 	}
+	defer leave()
 	carry(ctx, conn, p.data.inbox, p.data, p.data.reset)
 	// A connection that the pod has reset ends like one that it has closed: at
 	// a word on the error stream clients end the whole session.
@@ -264,12 +280,13 @@ func (s *streaming) forwardChannels(life context.Context, ws *websocket.Conn, f 
 			}
 		}
 		f.running.Go(func() {
-			conn, err := f.dial(ctx, uint16(port)) //nolint:gosec // checked with the request
+			conn, leave, err := f.connect(ctx, uint16(port)) //nolint:gosec // checked with the request
 			if err != nil {
 				_, _ = io.WriteString(fault, err.Error())
 				c.inboxes[byte(2*i)].finish(errStreamReset)
 				return
 			}
+			defer leave()
 			carry(ctx, conn, c.inboxes[byte(2*i)], data, c.done)
 		})
 	}

@@ -17,12 +17,14 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/imageservice"
+	"github.com/cri-runtime/cri-runtime/server/connlimit"
 )
 
 const (
 	maxBody        = 64 << 10 // of JSON
 	maxHeader      = 16 << 10
 	maxAtOnce      = 64
+	maxConnections = 512      // of each server; everybody may connect to the one of the metrics
 	maxDrained     = 16 << 30 // of a body that is refused
 	headerTimeout  = 10 * time.Second
 	answerTimeout  = 30 * time.Second // for what is no stream
@@ -109,6 +111,7 @@ func serve(ctx context.Context, l net.Listener, handler http.Handler) error {
 		Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: log.New(io.Discard, "", 0), BaseContext: func(net.Listener) context.Context { return requests },
 	}
+	connlimit.HTTP(h, maxConnections)
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(l) }()
 	select {
