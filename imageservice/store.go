@@ -153,6 +153,9 @@ func (s *Store) openRoot() error {
 	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
 		return errors.Join(&os.PathError{Op: "remove default ACL", Path: s.path("ingest"), Err: err}, lock.Close())
 	}
+	if err := spread(s.path("ingest")); err != nil {
+		return errors.Join(err, lock.Close())
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.config.Root, &st); err != nil {
 		return errors.Join(&os.PathError{Op: "statfs", Path: s.config.Root, Err: err}, lock.Close())
