@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // redialAfter is the time between attempts while this process is short of
@@ -112,6 +114,7 @@ func (m *Monitor) request(ctx context.Context, p *packet, fds []int, want uint16
 	if err != nil {
 		return packet{}, err
 	}
+	fault.Point("monitor.request.sent")
 	reply, err := m.wait(ctx, c)
 	switch {
 	case err != nil:

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // ExecRequest describes a process to be started in a running container. Its
@@ -61,6 +63,7 @@ func (m *Monitor) exec(ctx context.Context, r *ExecRequest) (*Exec, error) {
 	if err != nil {
 		return nil, err
 	}
+	fault.Point("exec.sent")
 	reply, err := m.wait(ctx, c)
 	switch {
 	case err != nil:

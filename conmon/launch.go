@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 const (
@@ -87,6 +89,7 @@ func (b *Binary) spawnIn(dir string, cgroup *os.File) (*Pending, error) {
 	defer unix.Close(listener)
 	// Connected before it is started, the monitor ends by itself if this
 	// process dies between here and CREATED.
+	fault.Point("monitor.listening")
 	m := &Monitor{dir: dir, null: b.null, done: make(chan struct{})}
 	err = m.dial()
 	if err == nil {
@@ -96,6 +99,7 @@ func (b *Binary) spawnIn(dir string, cgroup *os.File) (*Pending, error) {
 		m.Close()
 		return nil, errors.Join(err, os.Remove(path))
 	}
+	fault.Point("monitor.spawned")
 	m.read()
 	return &Pending{b: b, m: m, path: path}, nil
 }
@@ -124,6 +128,7 @@ func (p *Pending) launch(ctx context.Context, l *Launch) error {
 	if err != nil {
 		return err
 	}
+	fault.Point("launch.sent")
 	return p.m.launched(ctx, launched, l.Program)
 }
 

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // Pause describes a cri-pause: PID 1 of a PID namespace that several
@@ -50,6 +52,7 @@ func (b *Binary) pause(ctx context.Context, p *Pause) (int, error) {
 	defer report.Close()
 	stop := context.AfterFunc(ctx, func() { report.Close() })
 	defer stop()
+	fault.Point("pause.spawned")
 	pid, err = awaitReady(report, p.Program, pid)
 	if err == nil {
 		err = protect(pid, p.OOMScoreAdj)

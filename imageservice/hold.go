@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // Hold keeps the layers of an image on the disk for a user, such as a
@@ -91,6 +93,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
+	fault.Point("removeimage.recorded")
 	if err := s.drop(id); err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
@@ -128,6 +131,7 @@ func (s *Store) Collect() {
 		// What cannot be removed now is removed at a later start.
 		_ = s.drop(id)
 	}
+	fault.Point("collect.dropped")
 	if trash := s.takeOrphans(); len(trash) > 0 {
 		s.background.Go(func() { removeAll(trash) })
 	}
@@ -151,6 +155,7 @@ func (s *Store) drop(id string) error {
 	if err != nil {
 		return err
 	}
+	fault.Point("removeimage.withdrawn")
 	return errors.Join(os.RemoveAll(trash), s.sweep(e.record.Layers))
 }
 
@@ -189,6 +194,7 @@ func (s *Store) sweep(layers []digest.Digest) error {
 		trash = append(trash, path)
 	}
 	s.disk.Unlock()
+	fault.Point("layers.withdrawn")
 	for _, path := range trash {
 		errs = append(errs, os.RemoveAll(path))
 	}

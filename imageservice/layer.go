@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
@@ -119,6 +120,7 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
+	fault.Point("layer.directory.made")
 	defer func() {
 		l.meter.finish(err)
 		if err != nil {
@@ -129,6 +131,7 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	if err != nil {
 		return err
 	}
+	fault.Point("layer.unpacked")
 	record.DiffID, record.Blob, record.Size = l.diffID, l.blob.Digest, l.blob.Size
 	content, err := ledger.Marshal(record)
 	if err != nil {
@@ -137,6 +140,7 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	if err := os.WriteFile(filepath.Join(dir, layerFile), content, 0o600); err != nil {
 		return err
 	}
+	fault.Point("layer.recorded")
 	return s.settle(ctx, dir, record)
 }
 
@@ -154,6 +158,7 @@ func (s *Store) settle(ctx context.Context, dir string, record *layerRecord) err
 	if err := s.place(ctx, dir, record); err != nil {
 		return err
 	}
+	fault.Point("layer.renamed")
 	s.mu.Lock()
 	s.layers[record.DiffID] = record
 	s.orphans = slices.DeleteFunc(s.orphans, func(name string) bool { return name == record.DiffID.Encoded() })

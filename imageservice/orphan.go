@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
@@ -63,6 +64,7 @@ func (s *Store) takeOrphans() (trash []string) {
 		}
 		trash = append(trash, path)
 	}
+	fault.Point("orphans.withdrawn")
 	return trash
 }
 

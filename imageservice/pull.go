@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
@@ -33,10 +34,12 @@ func (s *Store) pull(ctx context.Context, n name, creds credentials) (image *Ima
 	if err != nil {
 		return nil, fmt.Errorf("resolve: %w", err)
 	}
+	fault.Point("pull.resolved")
 	verdict, err := s.admit(ctx, sess, root.Digest)
 	if err != nil {
 		return nil, err
 	}
+	fault.Point("pull.admitted")
 	if image, err := s.adopt(n, root.Digest, verdict); image != nil || err != nil {
 		progress.adopted(s, image)
 		return image, err
@@ -166,9 +169,11 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	if err := s.writeImage(dir, record, r); err != nil {
 		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(dir))
 	}
+	fault.Point("image.written")
 	if err := syncFS(root); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
+	fault.Point("image.synced")
 	s.disk.Lock()
 	defer s.disk.Unlock()
 	s.mu.Lock()
@@ -184,9 +189,11 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	if err := os.Rename(dir, place); err != nil {
 		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(dir))
 	}
+	fault.Point("image.renamed")
 	if err := syncDir(filepath.Dir(place)); err != nil {
 		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(place))
 	}
+	fault.Point("image.durable")
 	return s.publish(&entry{record: record, config: r.config, size: uint64(len(r.rawConfig) + len(r.rawManifest))}, n)
 }
 
@@ -276,6 +283,7 @@ func (s *Store) publish(e *entry, n name) (*Image, error) {
 	if n.tag == "" || loser == nil || loser.record.ID == id {
 		return image, nil
 	}
+	fault.Point("image.published")
 	record := loser.record.clone()
 	record.Tags = slices.DeleteFunc(record.Tags, func(t string) bool { return t == n.String() })
 	// Should this fail, the later of two images that claim a tag has it.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 )
 
@@ -96,6 +97,7 @@ func commitFile(path string) error {
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
+	fault.Point("file.renamed")
 	return syncDir(filepath.Dir(path))
 }
 
@@ -130,6 +132,7 @@ func replaceFile(path string, content []byte) error {
 	if err := writeFile(path, content); err != nil {
 		return err
 	}
+	fault.Point("file.written")
 	f, err := os.Open(path + ".new")
 	if err != nil {
 		return err
@@ -137,6 +140,7 @@ func replaceFile(path string, content []byte) error {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	fault.Point("file.synced")
 	return commitFile(path)
 }
 

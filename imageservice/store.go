@@ -17,6 +17,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 const (
@@ -200,6 +202,7 @@ func (s *Store) load() error {
 			s.orphans = append(s.orphans, d.Name())
 		}
 	}
+	fault.Point("images.read")
 	for _, path := range broken {
 		if err := os.Rename(path, s.ingestPath()); err != nil {
 			return fmt.Errorf("open image store: %w", err)
@@ -236,6 +239,7 @@ func (s *Store) loadTags() {
 		s.serial = max(s.serial, e.record.Serial)
 	}
 	for id, e := range stale {
+		fault.Point("images.tag.stale")
 		// Should this fail, the next start tries it again.
 		_ = writeRecord(s.recordPath(id), e.record)
 	}
@@ -260,6 +264,7 @@ func (s *Store) clearIngest() error {
 	if len(left) == 0 {
 		return nil
 	}
+	fault.Point("images.ingest.read")
 	s.background.Go(func() {
 		for _, d := range left {
 			// What cannot be removed is tried again at the next start.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // Attach runs ADD with the current configuration. If it fails, DEL has been
@@ -51,8 +53,10 @@ func (n *Network) attach(ctx context.Context, pod Pod) (*Attachment, error) {
 	if err := n.writeRecord(pod.ID, newRecord(conf.list, rt)); err != nil {
 		return nil, err
 	}
+	fault.Point("attach.recorded")
 	start := time.Now()
 	att, err := n.add(ctx, conf.list, rt)
+	fault.Point("attach.added")
 	if err == nil {
 		err = n.openPorts(pod, conf.list, rt, att)
 	}

@@ -9,6 +9,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
 	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // Detach runs DEL with the configuration of the ADD, to its end even if ctx
@@ -58,6 +60,7 @@ func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
 	if err := n.releaseBuiltin(pod.ID); err != nil {
 		return err
 	}
+	fault.Point("detach.ports.closed")
 	if att != nil && att.Network == builtinName && len(att.Config) == 0 || rec != nil && len(rec.Config) == 0 {
 		return n.removeRecord(pod.ID) // the interface goes with the namespace
 	}
@@ -70,6 +73,7 @@ func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
 			return err
 		}
 	}
+	fault.Point("detach.deleted")
 	return n.removeRecord(pod.ID)
 }
 

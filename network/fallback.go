@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
 )
 
@@ -67,10 +68,12 @@ func (n *Network) attachBuiltin(ctx context.Context, pod Pod, rt *libcni.Runtime
 			err = errors.Join(err, n.builtin.Release(pod.ID), n.removeRecord(pod.ID))
 		}
 	}()
+	fault.Point("attach.leased")
 	rec := &record{Network: builtinName, NetNS: rt.NetNS, Args: rt.Args, Lease: lease}
 	if err := n.writeRecord(pod.ID, rec); err != nil {
 		return nil, err
 	}
+	fault.Point("attach.lease.recorded")
 	var rates builtin.Rates
 	if b, ok := rt.CapabilityArgs["bandwidth"].(*bandwidth); ok {
 		rates = builtin.Rates{Ingress: b.IngressRate, Egress: b.EgressRate}
@@ -78,6 +81,7 @@ func (n *Network) attachBuiltin(ctx context.Context, pod Pod, rt *libcni.Runtime
 	if err := n.builtin.Wire(ctx, pod.ID, pod.NetNS, ifName, lease, rates); err != nil {
 		return nil, fmt.Errorf("built-in network: %w", err)
 	}
+	fault.Point("attach.wired")
 	att := &Attachment{Network: builtinName}
 	for _, p := range lease.Addresses {
 		att.IPs = append(att.IPs, p.Addr().String())
@@ -107,11 +111,13 @@ func (n *Network) openPorts(pod Pod, list *libcni.NetworkConfigList, rt *libcni.
 	if err != nil {
 		return err
 	}
+	fault.Point("attach.ports.leased")
 	rec := newRecord(list, rt)
 	rec.Lease = lease
 	if err := n.replaceRecord(pod.ID, rec); err != nil {
 		return err
 	}
+	fault.Point("attach.ports.recorded")
 	return n.builtin.Open(lease)
 }
 

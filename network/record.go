@@ -10,6 +10,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
 )
@@ -59,6 +60,7 @@ func (n *Network) replaceRecord(id string, r *record) error {
 	if err := errors.Join(n.removeRecord(next), n.writeRecord(next, r)); err != nil {
 		return err
 	}
+	fault.Point("attach.record.replacing")
 	if err := os.Rename(n.recordPath(next), n.recordPath(id)); err != nil {
 		return fmt.Errorf("write record of attachment: %w", err)
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/cgroups/fs2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 const (
@@ -139,6 +141,7 @@ func (g *Cgroups) Create(p string, r *specs.LinuxResources) (*Cgroup, error) {
 	}
 	c.LeftOut = leftOut
 	made, err := c.makeAll(res)
+	fault.Point("cgroup.made")
 	if err == nil && !g.v2 && !res.SkipDevices {
 		err = c.denyDevices(made, res)
 	}

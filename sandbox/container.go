@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/oci"
 	"github.com/cri-runtime/cri-runtime/oci/seccomp"
 )
@@ -110,6 +111,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if m == nil {
 		return fmt.Errorf("start container %s: its monitor is gone: %w", c.id, ErrState)
 	}
+	fault.Point("start.begun")
 	started, err := m.Start(ctx)
 	if err != nil {
 		var step *conmon.StepError
@@ -119,6 +121,7 @@ func (c *Container) Start(ctx context.Context) error {
 		}
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
+	fault.Point("start.answered")
 	c.update(func(s *ContainerStatus) {
 		s.State, s.StartedAt = stateRunning, started
 	})
@@ -132,6 +135,7 @@ func (c *Container) Start(ctx context.Context) error {
 func (c *Container) watch(m *conmon.Monitor) {
 	<-m.Done()
 	exit, err := m.Exit()
+	fault.Point("watch.exit.told")
 	if err != nil && c.left() {
 		return // this daemon ends, the container goes on
 	}
@@ -143,11 +147,13 @@ func (c *Container) watch(m *conmon.Monitor) {
 		klog.ErrorS(err, "Monitor ended without telling an exit, killing its container", "container", c.id, "pod", c.box.id)
 	}
 	c.killLeftovers()
+	fault.Point("watch.leftovers.killed")
 	if lost {
 		c.publishLost(reasonMonitorLost, monitorLost)
 	} else {
 		c.publishExit(exit)
 	}
+	fault.Point("watch.published")
 	if err := m.Close(); err != nil {
 		klog.V(4).InfoS("Close monitor", "container", c.id, "err", err)
 	}
@@ -209,6 +215,7 @@ func (c *Container) publishLost(reason, message string) {
 	if err := writeRecord(c.root("lost.json"), &l, false); err != nil {
 		klog.ErrorS(err, "Record a container's end", "container", c.id, "pod", c.box.id)
 	}
+	fault.Point("lost.recorded")
 	c.publish(l.apply)
 }
 
@@ -258,6 +265,7 @@ func (c *Container) Stop(ctx context.Context, timeout int64) error {
 		return c.kill(ctx)
 	}
 	if m := c.connected(); m != nil {
+		fault.Point("stop.signalled")
 		grace := time.NewTimer(time.Duration(timeout) * time.Second)
 		defer grace.Stop()
 		c.sendStopSignal(ctx, m)
@@ -298,6 +306,7 @@ func (c *Container) kill(ctx context.Context) error {
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
 	}
+	fault.Point("kill.cgroup.killed")
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	tick := time.NewTicker(reportTimeout)
@@ -367,6 +376,7 @@ func (c *Container) remove(ctx context.Context) error {
 	if err := c.erase(ctx); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
+	fault.Point("remove.erased")
 	c.box.forgetName(c)
 	c.store.emit(c.id, c.box, func() { c.store.dropContainer(c) }, eventDeleted)
 	return nil
@@ -383,9 +393,11 @@ func (c *Container) erase(ctx context.Context) error {
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {
 		return err
 	}
+	fault.Point("erase.cgroup.removed")
 	if err := os.RemoveAll(c.state()); err != nil {
 		return err
 	}
+	fault.Point("erase.state.removed")
 	return c.store.discard(c.root())
 }
 
@@ -399,6 +411,7 @@ func (c *Container) ReopenLog(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
+	fault.Point("reopen.opened")
 	m := c.connected()
 	if m == nil {
 		return fmt.Errorf("reopen the log of container %s: its monitor is gone: %w", c.id, ErrState)

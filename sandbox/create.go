@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
@@ -98,11 +99,13 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 			err = errors.Join(err, c.erase(ctx))
 		}
 	}()
+	fault.Point("create.begun")
 	l := &launch{Container: c, config: config, image: image}
 	f.enter("write the record")
 	if err := l.writeRecord(); err != nil {
 		return err
 	}
+	fault.Point("create.recorded")
 	l.prepareBeside()
 	// Its error is one of create's and the monitor is not needed when there is one.
 	defer func() {
@@ -116,6 +119,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		return err
 	}
 	defer l.close()
+	fault.Point("create.rootfs.mounted")
 	f.enter("make the spec")
 	if err := l.makeSpec(ctx); err != nil {
 		return err
@@ -124,19 +128,23 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	if err := l.prepare(); err != nil {
 		return err
 	}
+	fault.Point("create.prepared")
 	f.enter("launch")
 	m, err := l.launch(ctx)
 	if err != nil {
 		return err
 	}
+	fault.Point("create.launched")
 	l.beside.Wait()
 	if err := l.err[2]; err != nil {
 		return errors.Join(err, l.cgroup.Kill(), m.Close())
 	}
+	fault.Point("create.bundle.written")
 	// With its final name the bundle says that the container was created.
 	if err := os.Rename(l.root(unfinishedBundle), l.root(bundle)); err != nil {
 		return errors.Join(err, l.cgroup.Kill(), m.Close())
 	}
+	fault.Point("create.bundle.renamed")
 	l.publish(m)
 	return nil
 }
@@ -175,6 +183,7 @@ func (l *launch) writeRecord() error {
 			return fmt.Errorf("make container: %w", err)
 		}
 	}
+	fault.Point("create.directories.made")
 	log, err := logPath(l.box.Status().Config, l.config)
 	if err != nil {
 		return err
@@ -352,12 +361,14 @@ func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
 	if err != nil {
 		return nil, err
 	}
+	fault.Point("create.files.opened")
 	exitDir := open.dir(l.root())
 	log := open.keep(openLog(l.record.LogPath))
 	oom := open.keep(l.cgroup.OOMFile())
 	if open.err != nil {
 		return nil, open.err
 	}
+	fault.Point("create.log.opened")
 	l.program = program
 	pending := l.pending
 	l.pending = nil // from here on it ends by itself when the launch fails
@@ -417,6 +428,7 @@ func (l *launch) publish(m *conmon.Monitor) {
 		Rootfs: fmt.Sprintf("/proc/%d/root", m.PID()), Bundle: c.root(),
 	})
 	c.store.emit(c.id, c.box, func() { c.store.addContainer(c) }, eventCreated)
+	fault.Point("create.published")
 	c.store.watchers.Go(func() { c.watch(m) })
 }
 

@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/oci"
 	"github.com/cri-runtime/cri-runtime/oci/seccomp"
 )
@@ -75,11 +76,13 @@ func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) e
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
+	fault.Point("exec.cgroup.made")
 	if err = run(sub); err == nil {
 		c.store.background.Go(func() {
 			if err := sub.RemoveIdle(); err != nil {
 				klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
 			}
+			fault.Point("exec.cgroup.removed")
 		})
 		return nil
 	}
@@ -100,12 +103,14 @@ func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgr
 	if err != nil {
 		return ExecResult{}, err
 	}
+	fault.Point("exec.started")
 	out.read()
 	errs.read()
 	exit, err := waitExec(ctx, e)
 	if err != nil {
 		return ExecResult{}, err
 	}
+	fault.Point("exec.ended")
 	drain, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	return ExecResult{Stdout: out.take(drain), Stderr: errs.take(drain), ExitCode: exit.Code}, nil

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 )
 
@@ -59,6 +60,7 @@ func (n *namespaces) unshare() error {
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces %s: %w", strings.Join(kinds, ", "), err)
 	}
+	fault.Point("run.namespaces.made")
 	if n.hostname != "" {
 		if err := unix.Sethostname([]byte(n.hostname)); err != nil {
 			return fmt.Errorf("set hostname %q: %w", n.hostname, err)
@@ -72,6 +74,7 @@ func (n *namespaces) unshare() error {
 	if err := n.setSysctls(); err != nil {
 		return err
 	}
+	fault.Point("run.namespaces.set")
 	for _, kind := range kinds {
 		if err := pinNamespace(fmt.Sprintf("/proc/self/task/%d/ns/%s", unix.Gettid(), kind), n.pin(kind)); err != nil {
 			return err
@@ -104,6 +107,7 @@ func pinNamespace(path, pin string) error {
 		return fmt.Errorf("pin namespace: make %s: %w", pin, err)
 	}
 	_ = unix.Close(fd)
+	fault.Point("pin.file.made")
 	if err := unix.Mount(path, pin, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("pin namespace %s: mount on %s: %w", path, pin, err)
 	}

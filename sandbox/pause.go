@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
@@ -24,10 +25,12 @@ func (b *Sandbox) sharedPIDNS(ctx context.Context) (string, error) {
 	if b.record.Pause != nil {
 		return pin, nil
 	}
+	fault.Point("pause.begun")
 	pid, err := b.startPause(ctx)
 	if err != nil {
 		return "", fmt.Errorf("shared PID namespace: %w", err)
 	}
+	fault.Point("pause.started")
 	b.record.Pause = &pauseRecord{PID: pid}
 	if b.record.Pause.StartTime, err = startTime(pid); err == nil {
 		err = pinNamespace(fmt.Sprintf("/proc/%d/ns/pid", pid), pin)
@@ -38,6 +41,7 @@ func (b *Sandbox) sharedPIDNS(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("shared PID namespace: %w", err), b.killPause(), unpin(pin))
 	}
+	fault.Point("pause.recorded")
 	b.update(func(s *SandboxStatus) { s.PausePID = pid })
 	return pin, nil
 }
@@ -54,6 +58,7 @@ func (b *Sandbox) startPause(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	fault.Point("pause.cgroup.made")
 	pause := &conmon.Pause{Files: []*os.File{b.store.emptyNS}, Clones: b.ownUser(), OOMScoreAdj: b.store.host.ClampOOMScoreAdj(pauseOOMScoreAdj)}
 	if b.ownUser() {
 		pause.Files = []*os.File{b.store.userNS}
@@ -100,6 +105,7 @@ func (b *Sandbox) killPause() error {
 		if start, serr := startTime(p.PID); serr == nil && start == p.StartTime {
 			err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 			awaitExit(fd, p.PID)
+			fault.Point("pause.killed")
 		}
 	}
 	if err != nil && !errors.Is(err, unix.ESRCH) {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
@@ -94,9 +95,11 @@ func writeRecord(path string, v any, durable bool) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return errors.Join(fmt.Errorf("record: %w", err), os.Remove(tmp))
 	}
+	fault.Point("record.temporary")
 	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
+	fault.Point("record.renamed")
 	if durable {
 		return syncDir(filepath.Dir(path))
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
@@ -41,6 +42,7 @@ func (s *Store) recover(ctx context.Context) error {
 		}
 		undo = append(undo, b.recover()...)
 	}
+	fault.Point("recover.sandboxes.read")
 	containers, err := os.ReadDir(s.root("containers"))
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
@@ -63,11 +65,13 @@ func (s *Store) recover(ctx context.Context) error {
 		})
 	}
 	_ = group.Wait() // nothing in it fails
+	fault.Point("recover.containers.read")
 	for _, kind := range []string{"sandboxes", "containers"} {
 		if err := s.sweep(kind); err != nil {
 			return err
 		}
 	}
+	fault.Point("recover.swept")
 	s.background.Go(func() { s.tidy(context.WithoutCancel(ctx), undo) })
 	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(undo))
 	return nil
@@ -100,6 +104,7 @@ func (s *Store) tidy(ctx context.Context, undo []func(context.Context) error) {
 			klog.ErrorS(err, "Undo what was left half made")
 		}
 	}
+	fault.Point("recover.undone")
 	trash, err := os.ReadDir(s.root("trash"))
 	if err != nil {
 		klog.ErrorS(err, "Read the trash")
@@ -113,6 +118,7 @@ func (s *Store) removeAll(path string) {
 	if err := os.RemoveAll(path); err != nil {
 		klog.ErrorS(err, "Empty the trash", "path", path)
 	}
+	fault.Point("trash.emptied")
 }
 
 // quarantine puts a directory whose record cannot be read aside, so that
@@ -248,10 +254,12 @@ func (c *Container) recover(ctx context.Context) []func(context.Context) error {
 	c.box.mu.Lock()
 	c.box.names[containerKey(c.Status().Config)] = known
 	c.box.mu.Unlock()
+	fault.Point("recover.container.known")
 	if c.recoverEnd() {
 		return nil
 	}
 	c.restoreLimits()
+	fault.Point("recover.limits.restored")
 	adopting, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if err := c.adopt(adopting, lostRecord{Reason: reasonUnknown, Message: "the container ended while no daemon ran and its monitor left no record, as after a reboot"}); err != nil {
@@ -297,6 +305,7 @@ func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 	case errors.Is(err, conmon.ErrGone):
 		if !c.recoverEnd() {
 			c.killLeftovers()
+			fault.Point("recover.leftovers.killed")
 			c.publishLost(lost.Reason, lost.Message)
 		}
 		return nil
@@ -314,6 +323,7 @@ func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 		s.Rootfs = fmt.Sprintf("/proc/%d/root", m.PID())
 	})
 	c.store.watchers.Go(func() { c.watch(m) })
+	fault.Point("recover.adopted")
 	return nil
 }
 

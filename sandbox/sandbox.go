@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
@@ -133,6 +134,7 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 		}
 	}()
 	config := b.Status().Config
+	fault.Point("run.begun")
 	f.enter("write the record")
 	if b.record.Config, err = encodeMessage(config); err != nil {
 		return err
@@ -140,10 +142,12 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 	if err := os.Mkdir(b.root(), 0o700); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
+	fault.Point("run.directory.made")
 	// After a power cut only a network's plugins have something to be told.
 	if err := b.writeRecord(b.ownNetwork(config)); err != nil {
 		return err
 	}
+	fault.Point("run.recorded")
 	cgroup := make(chan error, 1)
 	go func() { cgroup <- b.makeCgroup() }()
 	f.enter("make namespaces")
@@ -151,14 +155,17 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 	if err = errors.Join(err, <-cgroup); err != nil {
 		return err
 	}
+	fault.Point("run.attached")
 	f.enter("write pod files")
 	if err := b.writeFiles(att); err != nil {
 		return err
 	}
+	fault.Point("run.files.written")
 	b.record.Attachment, b.record.Ready = att, true
 	if err := b.writeRecord(false); err != nil {
 		return err
 	}
+	fault.Point("run.ready.recorded")
 	b.update(func(st *SandboxStatus) {
 		st.State = sandboxReady
 		if att != nil {
@@ -166,6 +173,7 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 		}
 	})
 	b.store.emit(b.id, b, func() { b.store.addSandbox(b) }, eventCreated, eventStarted)
+	fault.Point("run.published")
 	klog.V(2).InfoS("Sandbox is ready", "pod", b.id, "name", config.GetMetadata().GetName(), "took", time.Since(time.Unix(0, b.record.CreatedAt)))
 	return nil
 }
@@ -178,14 +186,17 @@ func (b *Sandbox) makeNamespaces(ctx context.Context, f *flight[*Sandbox]) (*net
 	if err := b.mountState(); err != nil {
 		return nil, err
 	}
+	fault.Point("run.state.mounted")
 	if err := ns.create(); err != nil {
 		return nil, err
 	}
+	fault.Point("run.namespaces.pinned")
 	if ns.ipc {
 		if err := b.makeShm(); err != nil {
 			return nil, err
 		}
 	}
+	fault.Point("run.shm.mounted")
 	if !ns.net {
 		return nil, nil
 	}
@@ -200,6 +211,7 @@ func (b *Sandbox) mountState() error {
 	if err := os.Mkdir(b.state(), 0o700); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
+	fault.Point("run.state.directory.made")
 	if err := unix.Mount("cri-runtime", b.state(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700,size=4m,nr_inodes=64"); err != nil {
 		return fmt.Errorf("make sandbox: mount tmpfs on %s: %w", b.state(), err)
 	}
@@ -220,6 +232,7 @@ func (b *Sandbox) unmountState() error {
 			return fmt.Errorf("unmount %s: %w", b.state(), err)
 		}
 	}
+	fault.Point("release.unmounted")
 	if err := os.RemoveAll(b.state()); err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
@@ -257,17 +270,20 @@ func (b *Sandbox) stop(ctx context.Context) error {
 	if err := b.stopContainers(ctx); err != nil {
 		return err
 	}
+	fault.Point("stoppod.containers.ended")
 	// From here on no container can be created any more.
 	if b.Status().State == sandboxReady {
 		b.update(func(st *SandboxStatus) { st.State = sandboxNotReady })
 		b.store.emit(b.id, b, nil, eventStopped)
 	}
+	fault.Point("stoppod.unready")
 	if b.record.Stopped {
 		return nil
 	}
 	if err := b.release(ctx); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", b.id, err)
 	}
+	fault.Point("stoppod.released")
 	b.record.Stopped = true
 	return b.writeRecord(false)
 }
@@ -285,12 +301,15 @@ func (b *Sandbox) release(ctx context.Context) error {
 			pod.NetNS = ""
 		}
 		all = b.store.net.Detach(ctx, pod, b.record.Attachment)
+		fault.Point("release.detached")
 	}
 	all = errors.Join(all, b.killPause())
+	fault.Point("release.pause.killed")
 	if all != nil {
 		// Without the namespace a plugin that has failed could not try again.
 		return all
 	}
+	fault.Point("release.unmounting")
 	return b.unmountState()
 }
 
@@ -311,9 +330,11 @@ func (b *Sandbox) Remove(ctx context.Context) error {
 			return err
 		}
 	}
+	fault.Point("removepod.containers.removed")
 	if err := b.remove(ctx); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", b.id, err)
 	}
+	fault.Point("removepod.removed")
 	b.store.emit(b.id, b, func() { b.store.dropSandbox(b) }, eventDeleted)
 	return nil
 }
@@ -329,6 +350,7 @@ func (b *Sandbox) remove(ctx context.Context) error {
 			return err
 		}
 	}
+	fault.Point("removepod.cgroup.removed")
 	return b.store.discard(b.root())
 }
 

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
 	"github.com/cri-runtime/cri-runtime/oci/seccomp"
@@ -102,12 +103,15 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 			return nil, fmt.Errorf("open state: %w", err)
 		}
 	}
+	fault.Point("start.directories.made")
 	if err := skeleton(s.root("skeleton")); err != nil {
 		return nil, err
 	}
+	fault.Point("start.skeleton.made")
 	if s.features.Overlay, err = probe(s.root("probe"), config.without); err != nil {
 		return nil, err
 	}
+	fault.Point("start.overlay.probed")
 	if s.host, err = oci.ReadHost(); err != nil {
 		return nil, err
 	}
@@ -125,13 +129,16 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 	if s.emptyNS, err = emptyMountNS(s.state("containers"), nil); err != nil {
 		return nil, err
 	}
+	fault.Point("start.mountns.made")
 	s.userNS, s.userNSProblem = emptyMountNS(s.state("containers"), mountWholeViews)
 	if err := s.probeUserNamespaces(); err != nil {
 		s.features.UserNamespaces.Problem = err.Error()
 	}
+	fault.Point("start.userns.probed")
 	if s.monitors, err = openMonitorPlace(s); err != nil {
 		return nil, err
 	}
+	fault.Point("start.monitors.cgroup.made")
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
@@ -161,6 +168,7 @@ func (s *Store) Close() error {
 		c.meter.close()
 		all = errors.Join(all, c.detach())
 	}
+	fault.Point("close.detached")
 	s.watchers.Wait()
 	all = errors.Join(all, s.monitors.close())
 	// The parent of pods that named none, which other daemons may use too.
@@ -169,6 +177,7 @@ func (s *Store) Close() error {
 			all = errors.Join(all, parent.RemoveEmpty())
 		}
 	}
+	fault.Point("close.cgroups.removed")
 	for _, ns := range []*os.File{s.emptyNS, s.userNS} {
 		if ns != nil {
 			all = errors.Join(all, ns.Close())
@@ -347,6 +356,7 @@ func (s *Store) discard(dir string) error {
 		}
 		return fmt.Errorf("remove: %w", err)
 	}
+	fault.Point("discard.renamed")
 	s.background.Go(func() { s.removeAll(trash) })
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
@@ -39,6 +40,7 @@ func (c *Container) Update(ctx context.Context, change *runtimeapi.LinuxContaine
 	if err := c.writeResources(next); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
+	fault.Point("update.recorded")
 	cg, err := c.cgroup()
 	if err == nil {
 		err = cg.Update(limits)
@@ -46,6 +48,7 @@ func (c *Container) Update(ctx context.Context, change *runtimeapi.LinuxContaine
 	if err != nil {
 		return errors.Join(fmt.Errorf("update container %s: %w", c.id, err), c.writeResources(old))
 	}
+	fault.Point("update.limits.set")
 	if score := next.GetOomScoreAdj(); score != old.GetOomScoreAdj() {
 		next.OomScoreAdj = int64(c.setOOMScore(cg, int(score)))
 	}
@@ -151,6 +154,7 @@ func (b *Sandbox) Update(ctx context.Context, overhead, resources *runtimeapi.Li
 			return fmt.Errorf("update sandbox %s: %w", b.id, err)
 		}
 	}
+	fault.Point("updatepod.limits.set")
 	record, err := encodeMessage(config)
 	if err != nil {
 		return err
@@ -159,6 +163,7 @@ func (b *Sandbox) Update(ctx context.Context, overhead, resources *runtimeapi.Li
 	if err := b.writeRecord(false); err != nil {
 		return fmt.Errorf("update sandbox %s: %w", b.id, err)
 	}
+	fault.Point("updatepod.recorded")
 	b.update(func(s *SandboxStatus) { s.Config = config })
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
 )
@@ -96,12 +97,15 @@ func (n *namespaces) createOwned() (err error) {
 		return fmt.Errorf("make user namespace: %w", err)
 	}
 	defer func() { err = errors.Join(err, h.End()) }()
+	fault.Point("run.userns.halted")
 	if err := n.ids.write(h.PID); err != nil {
 		return fmt.Errorf("make user namespace: %w", err)
 	}
+	fault.Point("run.userns.mapped")
 	if err := h.Resume(); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
+	fault.Point("run.userns.resumed")
 	for _, ns := range []struct {
 		kind string
 		want bool

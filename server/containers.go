@@ -8,6 +8,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
@@ -125,6 +126,7 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.Re
 	if err := c.Remove(ctx); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
 		return nil, err
 	}
+	fault.Point("remove.hold.releasing")
 	s.holds.release(st)
 	return &runtimeapi.RemoveContainerResponse{}, nil
 }

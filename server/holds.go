@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
@@ -55,6 +56,7 @@ func (h *holds) create(ctx context.Context, podID string, imageIDs []string, sta
 		}
 		defer h.images.Release(id, call)
 	}
+	fault.Point("create.image.held")
 	c, err := start()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -70,6 +72,7 @@ func (h *holds) create(ctx context.Context, podID string, imageIDs []string, sta
 			return "", errors.Join(err, c.Remove(context.WithoutCancel(ctx)))
 		}
 	}
+	fault.Point("create.hold.handed")
 	// It may have been removed since, and released before it was held.
 	h.releaseIfGone(st)
 	return st.ID, nil

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 const (
@@ -54,6 +56,7 @@ func listen(ctx context.Context, address string, mode uint32) (net.Listener, err
 	if err := removeStale(ctx, socket); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", socket, err)
 	}
+	fault.Point("listen.stale.removed")
 	// The mode of a socket file is that of the socket's descriptor less the
 	// umask: set before bind, there is no moment at which others may connect.
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
@@ -67,6 +70,7 @@ func listen(ctx context.Context, address string, mode uint32) (net.Listener, err
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", socket, err)
 	}
+	fault.Point("listen.bound")
 	if err := os.Chmod(socket, os.FileMode(mode)); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %s: %w", socket, err), l.Close())
 	}

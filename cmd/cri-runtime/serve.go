@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/imageservice"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/sandbox"
@@ -122,6 +123,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		}
 		defer func() { err = errors.Join(err, lock.Close()) }()
 	}
+	fault.Point("start.locked")
 	netConfig, err := c.network()
 	if err != nil {
 		return err
@@ -131,6 +133,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, pods.Close()) }()
+	fault.Point("start.network.opened")
 	driver := c.cgroupDriver("/run/systemd/system")
 	store, err := sandbox.Open(ctx, sandbox.Config{
 		Root: c.Root, State: c.State, CgroupDriver: driver, CgroupParent: c.CgroupParent, LogLineBytes: c.Log.LineBytes,
@@ -140,6 +143,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return fmt.Errorf("open state: %w", err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	fault.Point("start.store.opened")
 	metrics := control.NewMetrics()
 	images, err := imageservice.Open(imageservice.Config{
 		PullEnded: metrics.Pull,
@@ -173,12 +177,14 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	if err != nil {
 		return err
 	}
+	fault.Point("start.images.opened")
 	images.Collect()
 	stop, err := serveControl(ctx, c, images, metrics)
 	if err != nil {
 		return err
 	}
 	defer stop()
+	fault.Point("start.control.served")
 	return serveOn(ctx, c, cri, store.Notes())
 }
 
@@ -208,6 +214,7 @@ func serveOn(ctx context.Context, c *config, cri *server.Server, notes []string)
 	notify(daemon.SdNotifyReady)
 	context.AfterFunc(ctx, func() { notify(daemon.SdNotifyStopping) })
 	err = cri.Serve(ctx, listener)
+	fault.Point("close.served")
 	klog.InfoS("Stopped serving; containers go on", "socket", socket)
 	return err
 }

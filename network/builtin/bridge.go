@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // Config says how the network looks.
@@ -221,6 +223,7 @@ func (b *Bridge) Close() error {
 	// An earlier daemon may have made the table and lost its last pod after that.
 	errs := []error{newTable(b.config.Bridge).drop()}
 	b.table = nil
+	fault.Point("close.table.dropped")
 	if link, err := b.find(); err == nil && link != nil {
 		errs = append(errs, netlink.LinkDel(link))
 	}
@@ -264,6 +267,7 @@ func (b *Bridge) ready() error {
 			return fmt.Errorf("give bridge %s the address %s: %w", b.config.Bridge, addr.IPNet, err)
 		}
 	}
+	fault.Point("bridge.addressed")
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up bridge %s: %w", b.config.Bridge, err)
 	}
@@ -285,6 +289,7 @@ func (b *Bridge) make() (netlink.Link, error) {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return nil, fmt.Errorf("make bridge %s: %w", b.config.Bridge, err)
 	}
+	fault.Point("bridge.made")
 	link, err := netlink.LinkByName(b.config.Bridge)
 	if err == nil {
 		err = netlink.LinkSetAlias(link, b.config.Owner)

@@ -11,6 +11,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // The registers of nftables: 32 bit each, keys and values of several fields
@@ -102,6 +104,7 @@ func (b *Bridge) rebuild() error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("make nftables table %s (does the kernel have nf_tables with nat?): %w", t.name, err)
 	}
+	fault.Point("table.made")
 	b.table = t
 	return nil
 }

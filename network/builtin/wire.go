@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/fault"
 )
 
 // Wire connects the pod's network namespace, pinned at path, to the bridge:
@@ -30,6 +32,7 @@ func (b *Bridge) Wire(_ context.Context, id, path, name string, l *Lease, rates 
 	if err != nil {
 		return err
 	}
+	fault.Point("veth.shaped")
 	return b.open(l)
 }
 
@@ -45,6 +48,7 @@ func (b *Bridge) wire(id, path, name string, l *Lease, rates Rates) error {
 	if err := b.addVeth(hostName(id), name, ns, l); err != nil {
 		return err
 	}
+	fault.Point("veth.up")
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", path, err)
@@ -53,6 +57,7 @@ func (b *Bridge) wire(id, path, name string, l *Lease, rates Rates) error {
 	if err := b.configure(h, name, l); err != nil {
 		return err
 	}
+	fault.Point("veth.configured")
 	return rates.apply(h, name, hostName(id))
 }
 
@@ -112,6 +117,7 @@ func (b *Bridge) addVeth(host, name string, ns netns.NsHandle, l *Lease) error {
 	if err != nil {
 		return fmt.Errorf("make interface %s and its peer in the pod: %w", host, err)
 	}
+	fault.Point("veth.made")
 	if veth.Index == 0 {
 		link, err := netlink.LinkByName(host)
 		if err != nil {
