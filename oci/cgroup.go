@@ -36,6 +36,7 @@ type Cgroups struct {
 	swap        bool    // the memory controller limits swap
 
 	kept atomic.Int32 // files that are open for statistics
+	huge hugePages
 }
 
 // place is one directory: of a hierarchy or of a cgroup in it.

@@ -97,9 +97,9 @@ type Stall struct {
 type StatsSource struct {
 	path                                       string // below the root of all cgroups
 	v2                                         bool
-	cpuacct, cpu, memory, blkio, pids, hugetlb string // directories, "" without the controller
-	home                                       string // lists the processes
-	pageSizes                                  []string
+	cpuacct, cpu, memory, blkio, pids, hugetlb string     // directories, "" without the controller
+	home                                       string     // lists the processes
+	huge                                       *hugePages // nil without the controller
 
 	budget *atomic.Int32 // files that all sources keep open; nil: keep none
 	mu     sync.Mutex
@@ -107,9 +107,9 @@ type StatsSource struct {
 	closed bool
 }
 
-// The files that are kept open. To open one takes the kernel five times as
+// The files that are kept open. To open one takes the kernel ten times as
 // long as to read it. Each one costs about 5 KiB of its memory, which is why
-// those of a look in detail are not kept and why there is a bound.
+// there is a bound: those of a look in detail leave a part to the others.
 const (
 	keptUsage = iota // of the processor, with v2 cpu.stat
 	keptMemory
@@ -121,9 +121,19 @@ const (
 	keptCPUPressure
 	keptMemoryPressure
 	keptIOPressure
+	keptTasksLimit // with detail only, as those below
+	keptPeak
+	keptOOM // v2: memory.events
+	keptIO
+	keptIOOps // v1, as those below
+	keptTimes
+	keptQuota
+	keptFailures
+	keptKernel
 	keptFiles
 
-	maxKeptFiles = 2048
+	maxKeptFiles  = 2048
+	maxKeptDetail = maxKeptFiles * 7 / 8
 )
 
 // StatsSource names the files of the cgroup p, which may or may not exist.
@@ -137,7 +147,7 @@ func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
 		s.place(&c.places[i])
 	}
 	if s.hugetlb != "" {
-		s.pageSizes = hugePageSizes("/sys/kernel/mm/hugepages")
+		s.huge = &g.huge
 	}
 	return s, nil
 }
@@ -169,7 +179,11 @@ func (s *StatsSource) keep(i, fd int) bool {
 	if s.closed || s.budget == nil || fd <= 0 {
 		return false
 	}
-	if s.budget.Add(1) > maxKeptFiles {
+	limit := int32(maxKeptFiles)
+	if i >= keptTasksLimit {
+		limit = maxKeptDetail
+	}
+	if s.budget.Add(1) > limit {
 		s.budget.Add(-1)
 		return false
 	}
@@ -193,28 +207,6 @@ func (s *StatsSource) place(p *place) {
 		// cpu.stat and the pressure files are there without their controllers.
 		s.cpuacct, s.cpu, s.blkio = p.dir, p.dir, p.dir
 	}
-}
-
-// hugePageSizes names the sizes as the hugetlb controller does.
-func hugePageSizes(dir string) []string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	var sizes []string
-	for _, e := range entries {
-		kb, ok := parseUint([]byte(strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB")))
-		switch {
-		case !ok:
-		case kb >= 1<<20:
-			sizes = append(sizes, fmt.Sprintf("%dGB", kb>>20))
-		case kb >= 1<<10:
-			sizes = append(sizes, fmt.Sprintf("%dMB", kb>>10))
-		default:
-			sizes = append(sizes, fmt.Sprintf("%dKB", kb))
-		}
-	}
-	return sizes
 }
 
 // StatsReader reads files of cgroups, each with one open and, nearly always,

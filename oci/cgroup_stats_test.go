@@ -9,10 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 func statsFixture(v2 bool, dir string) *StatsSource {
-	s := &StatsSource{v2: v2, pageSizes: []string{"2MB", "1GB"}}
+	s := &StatsSource{v2: v2, huge: &hugePages{sizes: []string{"2MB", "1GB"}, until: time.Now().Add(time.Hour)}}
 	for name, to := range map[string]*string{"cpuacct": &s.cpuacct, "cpu": &s.cpu, "memory": &s.memory, "blkio": &s.blkio, "pids": &s.pids, "hugetlb": &s.hugetlb} {
 		*to = dir
 		if !v2 {
@@ -178,6 +179,16 @@ func TestStatsKeepFilesOpen(t *testing.T) {
 	if s.Close(); g.kept.Load() != maxKeptFiles-1 {
 		t.Errorf("%d files", g.kept.Load())
 	}
+	if s, err = g.StatsSource(name); err != nil {
+		t.Fatal(err)
+	}
+	g.kept.Store(maxKeptDetail)
+	if err := r.Read(s, &st, true); err != nil || g.kept.Load() == maxKeptDetail || g.kept.Load() > maxKeptDetail+keptTasksLimit {
+		t.Errorf("at the bound of detail: %v, %d files", err, g.kept.Load()-maxKeptDetail)
+	}
+	if s.Close(); g.kept.Load() != maxKeptDetail {
+		t.Errorf("%d files", g.kept.Load())
+	}
 	if err := c.Remove(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -243,10 +254,15 @@ func TestStatsLongFiles(t *testing.T) {
 	}
 }
 
+// Only sizes of which there are pages are asked for.
 func TestHugePageSizes(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"hugepages-2048kB", "hugepages-1048576kB", "hugepages-64kB", "other"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+	for name, content := range map[string]string{
+		"hugepages-2048kB/nr_hugepages": "5\n", "hugepages-1048576kB/nr_overcommit_hugepages": "1\n", "hugepages-64kB/nr_hugepages": "1",
+		"hugepages-32768kB/nr_hugepages": "0\n", "hugepages-16384kB/nr_hugepages": "many\n", "other/nr_hugepages": "3\n",
+	} {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.Mkdir(filepath.Dir(name), 0o700), os.WriteFile(name, []byte(content), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -254,6 +270,10 @@ func TestHugePageSizes(t *testing.T) {
 	slices.Sort(got)
 	if want := []string{"1GB", "2MB", "64KB"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	var h *hugePages
+	if got := h.now(); got != nil {
+		t.Errorf("without the controller: %v", got)
 	}
 }
 

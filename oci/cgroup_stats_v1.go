@@ -16,21 +16,21 @@ func (r *StatsReader) readV1(s *StatsSource, st *CgroupStats, detail bool) {
 	if !detail {
 		return
 	}
-	st.CPU.parseTimesV1(r.file(s.cpuacct, "cpuacct.stat"))
-	st.CPU.parseQuotaV1(r.file(s.cpu, "cpu.stat"))
+	st.CPU.parseTimesV1(r.often(s, keptTimes, s.cpuacct, "cpuacct.stat"))
+	st.CPU.parseQuotaV1(r.often(s, keptQuota, s.cpu, "cpu.stat"))
 	m := &st.Memory
-	m.Peak, _ = r.value(s.memory, "memory.max_usage_in_bytes")
-	m.FailCount, _ = r.value(s.memory, "memory.failcnt")
-	m.Kernel, _ = r.value(s.memory, "memory.kmem.usage_in_bytes")
-	eachValue(r.file(s.memory, "memory.oom_control"), func(key []byte, v uint64) {
+	m.Peak, _ = r.oftenValue(s, keptPeak, s.memory, "memory.max_usage_in_bytes")
+	m.FailCount, _ = r.oftenValue(s, keptFailures, s.memory, "memory.failcnt")
+	m.Kernel, _ = r.oftenValue(s, keptKernel, s.memory, "memory.kmem.usage_in_bytes")
+	eachValue(r.often(s, keptOOM, s.memory, "memory.oom_control"), func(key []byte, v uint64) {
 		if string(key) == "oom_kill" {
 			m.OOMKills = v
 		}
 	})
-	st.Pids.readLimit(r, s.pids)
-	st.IO.parseBlkio(r.file(s.blkio, "blkio.throttle.io_service_bytes_recursive"), true)
-	st.IO.parseBlkio(r.file(s.blkio, "blkio.throttle.io_serviced_recursive"), false)
-	for _, size := range s.pageSizes {
+	st.Pids.readLimit(r, s)
+	st.IO.parseBlkio(r.often(s, keptIO, s.blkio, "blkio.throttle.io_service_bytes_recursive"), true)
+	st.IO.parseBlkio(r.often(s, keptIOOps, s.blkio, "blkio.throttle.io_serviced_recursive"), false)
+	for _, size := range s.huge.now() {
 		h := HugetlbStats{Size: size}
 		var ok bool
 		if h.Usage, ok = r.value(s.hugetlb, "hugetlb."+size+".usage_in_bytes"); !ok {
@@ -42,9 +42,9 @@ func (r *StatsReader) readV1(s *StatsSource, st *CgroupStats, detail bool) {
 	}
 }
 
-func (p *PidsStats) readLimit(r *StatsReader, dir string) {
+func (p *PidsStats) readLimit(r *StatsReader, s *StatsSource) {
 	p.Limit = NoLimit
-	if v, ok := r.value(dir, "pids.max"); ok {
+	if v, ok := r.oftenValue(s, keptTasksLimit, s.pids, "pids.max"); ok {
 		p.Limit = v
 	}
 }

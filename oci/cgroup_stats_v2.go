@@ -24,11 +24,11 @@ func (r *StatsReader) readV2(s *StatsSource, st *CgroupStats, detail bool) {
 	if !detail {
 		return
 	}
-	st.Pids.readLimit(r, s.pids)
-	m.Peak, _ = r.value(s.memory, "memory.peak")
-	m.parseEvents(r.file(s.memory, "memory.events"))
-	st.IO.parseV2(r.file(s.blkio, "io.stat"))
-	for _, size := range s.pageSizes {
+	st.Pids.readLimit(r, s)
+	m.Peak, _ = r.oftenValue(s, keptPeak, s.memory, "memory.peak")
+	m.parseEvents(r.often(s, keptOOM, s.memory, "memory.events"))
+	st.IO.parseV2(r.often(s, keptIO, s.blkio, "io.stat"))
+	for _, size := range s.huge.now() {
 		h := HugetlbStats{Size: size}
 		var ok bool
 		if h.Usage, ok = r.value(s.hugetlb, "hugetlb."+size+".current"); !ok {

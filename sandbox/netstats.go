@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -173,7 +174,8 @@ func parseNetDev(data []byte) []Interface {
 			continue
 		}
 		list = append(list, Interface{
-			Name:    string(bytes.TrimSpace(name)),
+			// The pod names its interfaces, with any bytes: no client would decode the list.
+			Name:    strings.ToValidUTF8(string(bytes.TrimSpace(name)), "\uFFFD"),
 			RxBytes: v[0], RxPackets: v[1], RxErrors: v[2], RxDropped: v[3],
 			TxBytes: v[8], TxPackets: v[9], TxErrors: v[10], TxDropped: v[11],
 		})

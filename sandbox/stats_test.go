@@ -43,10 +43,11 @@ func TestParseNetDev(t *testing.T) {
 	got := parseNetDev([]byte(heading +
 		"    lo:      10       1    0    0    0     0          0         0       20       2    0    0    0     0       0          0\n" +
 		"  eth0: 18446744073709551615 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n" +
-		"short: 1 2 3\nwrong: x 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n\n:\n"))
+		"bad\xff: 9 8 7 6 0 0 0 0 5 4 3 2 0 0 0 0\n" + "short: 1 2 3\nwrong: x 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n\n:\n"))
 	want := []Interface{
 		{Name: "lo", RxBytes: 10, RxPackets: 1, TxBytes: 20, TxPackets: 2},
 		{Name: "eth0", RxBytes: 18446744073709551615, RxPackets: 2, RxErrors: 3, RxDropped: 4, TxBytes: 9, TxPackets: 10, TxErrors: 11, TxDropped: 12},
+		{Name: "bad\uFFFD", RxBytes: 9, RxPackets: 8, RxErrors: 7, RxDropped: 6, TxBytes: 5, TxPackets: 4, TxErrors: 3, TxDropped: 2},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v", got)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,19 +60,20 @@ func (s *runtimeService) eachPodMetrics(ctx context.Context, yield func(*runtime
 			images[c] = names.of(c.Status()).spec.GetImage()
 		}
 	}
+	scratch := sync.Pool{New: func() any { return &podMetrics{} }}
 	return inBatches(ctx, pods, func(box *sandbox.Sandbox) *runtimeapi.PodSandboxMetrics {
-		st := box.Status()
-		pod := &runtimeapi.PodSandboxMetrics{PodSandboxId: st.ID}
+		pod, _ := scratch.Get().(*podMetrics)
+		defer scratch.Put(pod)
 		var usages []*sandbox.Usage
+		st := box.Status()
 		for _, c := range containers[st.ID] {
 			// One that has exited, such as an init container, has no metrics; its pod has.
-			if list, u := s.containerMetrics(c, st, images[c], &volume); u != nil {
+			if u := s.containerMetrics(pod, c, st, images[c], &volume); u != nil {
 				usages = append(usages, u)
-				pod.ContainerMetrics = append(pod.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.Status().ID, Metrics: list})
 			}
 		}
-		pod.Metrics = s.podMetrics(box, usages)
-		return pod
+		s.podMetrics(pod, box, usages)
+		return pod.message(st.ID)
 	}, yield)
 }
 
@@ -97,17 +97,19 @@ type observation struct {
 	deviceName     func(major, minor uint32) string
 }
 
-func (s *runtimeService) containerMetrics(c *sandbox.Container, pod *sandbox.SandboxStatus, image string, volume *sandbox.Volume) ([]*runtimeapi.Metric, *sandbox.Usage) {
+// containerMetrics adds those of a running container and returns what it uses;
+// nil when it does not run any more.
+func (s *runtimeService) containerMetrics(to *podMetrics, c *sandbox.Container, pod *sandbox.SandboxStatus, image string, volume *sandbox.Volume) *sandbox.Usage {
 	st := c.Status()
 	if st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return nil, nil
+		return nil
 	}
 	u, err := c.Usage(true)
 	if err != nil {
 		if !errors.Is(err, sandbox.ErrNotFound) {
 			klog.ErrorS(err, "Metrics of a container", "container", st.ID, "pod", st.SandboxID)
 		}
-		return nil, nil
+		return nil
 	}
 	o := &observation{
 		Usage: u, at: time.Now(), started: st.StartedAt, resources: st.Resources.GetLinux(), container: true,
@@ -117,10 +119,11 @@ func (s *runtimeService) containerMetrics(c *sandbox.Container, pod *sandbox.San
 	bytes, _, at := c.WritableLayer()
 	o.written, o.writtenKnown = bytes, !at.IsZero()
 	meta := pod.Config.GetMetadata()
-	return observe(s.metrics, o, []string{u.Cgroup, st.ID, image, st.Config.GetMetadata().GetName(), meta.GetName(), meta.GetNamespace()}), u
+	to.ofContainer(st.ID, s.metrics, o, []string{u.Cgroup, st.ID, image, st.Config.GetMetadata().GetName(), meta.GetName(), meta.GetNamespace()})
+	return u
 }
 
-func (s *runtimeService) podMetrics(box *sandbox.Sandbox, containers []*sandbox.Usage) []*runtimeapi.Metric {
+func (s *runtimeService) podMetrics(to *podMetrics, box *sandbox.Sandbox, containers []*sandbox.Usage) {
 	st := box.Status()
 	u, err := box.Usage(containers...)
 	if err != nil {
@@ -134,60 +137,7 @@ func (s *runtimeService) podMetrics(box *sandbox.Sandbox, containers []*sandbox.
 		klog.ErrorS(err, "Network metrics of a sandbox", "pod", st.ID)
 	}
 	meta := st.Config.GetMetadata()
-	return observe(s.podTable, o, []string{u.Cgroup, st.ID, "", "", meta.GetName(), meta.GetNamespace()})
-}
-
-// observe computes the metrics of a table for o. They are made in few pieces: there are
-// thousands in an answer.
-func observe(table []metric, o *observation, labels []string) []*runtimeapi.Metric {
-	b := &metricSlab{labels: labels[:len(labels):len(labels)], size: len(table)}
-	for i := range table {
-		b.metric = &table[i]
-		b.metric.values(o, b.add)
-	}
-	return b.out
-}
-
-// slabMetrics is how many metrics a further slab has: some have several values.
-const slabMetrics = 16
-
-type metricSlab struct {
-	labels  []string // of all
-	more    []string // with those of the last metric that has its own
-	size    int      // of the next slab
-	metric  *metric
-	out     []*runtimeapi.Metric
-	metrics []slabMetric
-}
-
-type slabMetric struct {
-	metric runtimeapi.Metric
-	value  runtimeapi.UInt64Value
-}
-
-func (b *metricSlab) add(v uint64, extra ...string) {
-	if len(b.metrics) == 0 {
-		b.metrics = make([]slabMetric, b.size)
-		b.out = slices.Grow(b.out, b.size)
-		b.size = slabMetrics
-	}
-	n := &b.metrics[0]
-	b.metrics = b.metrics[1:]
-	n.value.Value = v
-	m := &n.metric
-	m.Name, m.MetricType, m.Value, m.LabelValues = b.metric.name, b.metric.kind, &n.value, b.with(extra)
-	b.out = append(b.out, m)
-}
-
-// with returns all labels. Metrics share them: nobody changes them.
-func (b *metricSlab) with(extra []string) []string {
-	if len(extra) == 0 {
-		return b.labels
-	}
-	if n := len(b.labels); len(b.more) != n+len(extra) || !slices.Equal(b.more[n:], extra) {
-		b.more = append(b.labels, extra...) // b.labels is full: a new array
-	}
-	return b.more
+	to.ofPod(s.podTable, o, []string{u.Cgroup, st.ID, "", "", meta.GetName(), meta.GetNamespace()})
 }
 
 // deviceNames names block devices as /dev does, each looked up once.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/oci"
@@ -58,6 +59,54 @@ func TestMetricNames(t *testing.T) {
 	}
 }
 
+// observe returns the metrics of a table for o as a client decodes them.
+func observe(t testing.TB, table []metric, o *observation, labels []string) []*runtimeapi.Metric {
+	t.Helper()
+	var p podMetrics
+	p.ofPod(table, o, labels)
+	return decoded(t, p.message("pod")).Metrics
+}
+
+func decoded(t testing.TB, m *runtimeapi.PodSandboxMetrics) *runtimeapi.PodSandboxMetrics {
+	t.Helper()
+	raw, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &runtimeapi.PodSandboxMetrics{}
+	if err := proto.Unmarshal(raw, out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// What is encoded by hand is what the messages themselves say.
+func TestMetricsAreEncoded(t *testing.T) {
+	table := []metric{
+		{name: "one", kind: gauge, values: always(func(*observation) uint64 { return 0 })},
+		{name: "two", values: func(_ *observation, add func(uint64, ...string)) { add(1<<64-1, "x", ""); add(300, "y\xff") }},
+		{name: "none", values: when(func(*observation) bool { return false }, nil)},
+	}
+	var p podMetrics
+	o := &observation{}
+	p.ofContainer("c1", table, o, []string{"a", "", "\xff"})
+	p.ofPod(table[:1], o, []string{"b"})
+	p.ofContainer("c2", table[2:], o, nil)
+	metrics := []*runtimeapi.Metric{
+		{Name: "one", MetricType: gauge, LabelValues: []string{"a", "", "\uFFFD"}, Value: value(0)},
+		{Name: "two", LabelValues: []string{"a", "", "\uFFFD", "x", ""}, Value: value(1<<64 - 1)},
+		{Name: "two", LabelValues: []string{"a", "", "\uFFFD", "y\uFFFD"}, Value: value(300)},
+	}
+	want := &runtimeapi.PodSandboxMetrics{
+		PodSandboxId: "pod", Metrics: []*runtimeapi.Metric{{Name: "one", MetricType: gauge, LabelValues: []string{"b"}, Value: value(0)}},
+		ContainerMetrics: []*runtimeapi.ContainerMetrics{{ContainerId: "c1", Metrics: metrics}, {ContainerId: "c2"}},
+	}
+	got := decoded(t, p.message("pod"))
+	if !proto.Equal(got, want) || len(got.ProtoReflect().GetUnknown()) != 0 {
+		t.Errorf("%v", got)
+	}
+}
+
 // Every metric has the labels of its descriptor, and none is there twice.
 func TestMetricsMatchDescriptors(t *testing.T) {
 	s := &Server{metrics: metricTable(), devices: newDeviceNames()}
@@ -78,7 +127,7 @@ func TestMetricsMatchDescriptors(t *testing.T) {
 	base := []string{"/kubepods/pod/c", "c", "image", "name", "pod", "namespace"}
 	seen := map[string]bool{}
 	values := map[string]uint64{}
-	for _, m := range observe(s.metrics, full, base) {
+	for _, m := range observe(t, s.metrics, full, base) {
 		values[m.Name] = m.Value.Value
 		i := slices.IndexFunc(s.metrics, func(d metric) bool { return d.name == m.Name })
 		if i < 0 || len(m.LabelValues) != len(baseLabels())+len(s.metrics[i].labels) || !slices.Equal(m.LabelValues[:len(base)], base) || m.Timestamp != 0 {
@@ -104,7 +153,7 @@ func TestMetricsMatchDescriptors(t *testing.T) {
 		}
 	}
 	// Nothing known, nothing said: no zero stands for an absent figure.
-	for _, m := range observe(s.metrics, &observation{Usage: &sandbox.Usage{}}, base) {
+	for _, m := range observe(t, s.metrics, &observation{Usage: &sandbox.Usage{}}, base) {
 		if m.Name != "container_last_seen" && m.Name != "container_start_time_seconds" {
 			t.Errorf("of nothing: %v", m)
 		}
@@ -130,7 +179,11 @@ func BenchmarkObserve(b *testing.B) {
 		resources: &runtimeapi.LinuxContainerResources{}, deviceName: s.devices.name,
 	}
 	b.ReportAllocs()
+	var p podMetrics
 	for b.Loop() {
-		observe(s.metrics, o, []string{"a", "b", "c", "d", "e", "f"})
+		p.ofContainer("c", s.metrics, o, []string{"a", "b", "c", "d", "e", "f"})
+		if _, err := proto.Marshal(p.message("pod")); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
