@@ -277,3 +277,14 @@ cat; echo x >/proc/self/fd/0; stat -c '%a %u %g %t %T' -L /proc/self/fd/0`
 		t.Errorf("%v: the host's null device: %+v, before %+v", err, after, before)
 	}
 }
+
+// The daemon's own timers may be late; its containers' are not.
+func TestTimersAreTheKernels(t *testing.T) {
+	begin(t)
+	p := run(t)
+	c := p.start("cat /proc/self/timerslack_ns; sleep 1000")
+	c.prints("50000\n")
+	if got := c.exec(0, "cat", "/proc/self/timerslack_ns"); got != "50000\n" {
+		t.Errorf("in an exec: %q ns", got)
+	}
+}

@@ -116,6 +116,9 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	}
 	defer klog.Flush()
 	unix.Umask(umask)
+	if err := relaxTimers(); err != nil {
+		return err
+	}
 	for _, dir := range []string{c.Root, c.State} {
 		lock, lockErr := lockDir(dir)
 		if lockErr != nil {
