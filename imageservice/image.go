@@ -1,7 +1,6 @@
 package imageservice
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -43,19 +42,20 @@ type Image struct {
 
 // User returns whom the image's containers run as, in CRI's two forms: a uid,
 // or else a user name that the image's own passwd explains. Both are empty for
-// an image that says nothing. The group part is left out. Digits alone are a
-// uid and never a name; those that are out of range are an error, for cut to 32
-// bits they might be root (CVE-2024-40635).
-func (i *Image) User() (uid *int64, name string, err error) {
+// an image that says nothing. The group part is left out. Digits that are out of
+// range stay what they are, as if they were a name, for cut to 32 bits they might be
+// root (CVE-2024-40635): the kubelet refuses names where it must know the uid,
+// and no container is made with such a user.
+func (i *Image) User() (uid *int64, name string) {
 	user, _, _ := strings.Cut(i.Config.Config.User, ":")
 	if user == "" || strings.Trim(user, "0123456789") != "" {
-		return nil, user, nil
+		return nil, user
 	}
 	n, err := strconv.ParseInt(user, 10, 32)
 	if err != nil {
-		return nil, "", fmt.Errorf("%w: user %s is no uid", ErrUnsupported, quote(user))
+		return nil, user
 	}
-	return &n, "", nil
+	return &n, ""
 }
 
 // Auth is how a pull identifies itself, as CRI's AuthConfig. No part of it is

@@ -111,16 +111,11 @@ func imageItem(image *imageservice.Image) *runtimeapi.Image {
 }
 
 // imageUser says in CRI's words whom the image's containers run as: the kubelet
-// refuses runAsNonRoot for uid 0 and for names. A number that is no uid is shown
-// as a name, which it refuses too, and no container is made with it.
+// refuses runAsNonRoot for uid 0 and for names; neither is root, it says.
 func imageUser(image *imageservice.Image) (*runtimeapi.Int64Value, string) {
-	uid, name, err := image.User()
-	switch {
-	case err != nil:
-		user, _, _ := strings.Cut(image.Config.Config.User, ":")
-		return nil, user
-	case uid == nil:
-		return nil, name // none is root, says the kubelet
+	uid, name := image.User()
+	if uid == nil {
+		return nil, name
 	}
 	return &runtimeapi.Int64Value{Value: *uid}, ""
 }

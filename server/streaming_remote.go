@@ -157,29 +157,26 @@ func sizes(ctx context.Context, r io.Reader) <-chan sandbox.TerminalSize {
 
 // spdyRemote is an exec or attach over SPDY.
 type spdyRemote struct {
-	session  *spdySession
-	byType   map[string]*spdyStream
-	protocol string
-	tty      bool
+	session *spdySession
+	byType  map[string]*spdyStream
+	tty     bool
 }
 
-// remoteProtocols are the versions of the streams' protocol over SPDY: from the
-// third on there are terminals' sizes, the fourth has exit codes.
-func remoteProtocols() []string {
-	return []string{"v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io"}
-}
+// protocolRemote is the version of the streams' protocol over SPDY that all clients
+// of today offer, kubectl, crictl and API servers first of all; the third
+// and the second, without exit codes, only clients of before 2016 stop at.
+const protocolRemote = "v4.channel.k8s.io"
 
 // openSPDY upgrades the connection and waits until the client has opened all
 // streams. An error has been answered if it could be.
 func openSPDY(w http.ResponseWriter, r *http.Request, want wanted, timeout time.Duration) (remote, error) {
-	protocol, err := negotiate(w, r, remoteProtocols())
-	if err != nil {
+	if _, err := negotiate(w, r, []string{protocolRemote}); err != nil {
 		return nil, err
 	}
 	missing := map[string]bool{streamError: true}
 	for name, wanted := range map[string]bool{
 		streamStdin: want.stdin, streamStdout: want.stdout, streamStderr: want.stderr,
-		streamResize: want.tty && protocol != remoteProtocols()[2],
+		streamResize: want.tty,
 	} {
 		if wanted {
 			missing[name] = true
@@ -199,7 +196,7 @@ func openSPDY(w http.ResponseWriter, r *http.Request, want wanted, timeout time.
 	if err != nil {
 		return nil, err
 	}
-	c := &spdyRemote{session: session, byType: map[string]*spdyStream{}, protocol: protocol, tty: want.tty}
+	c := &spdyRemote{session: session, byType: map[string]*spdyStream{}, tty: want.tty}
 	expired := time.NewTimer(timeout)
 	defer expired.Stop()
 	for len(c.byType) < count {
@@ -238,12 +235,8 @@ func (c *spdyRemote) streams(ctx context.Context) sandbox.Streams {
 }
 
 func (c *spdyRemote) report(o outcome) {
-	text := []byte(o.text())
-	if c.protocol == remoteProtocols()[0] {
-		text = o.object()
-	}
 	stream := c.byType[streamError]
-	if _, err := stream.Write(text); err == nil {
+	if _, err := stream.Write(o.object()); err == nil {
 		_ = stream.Close()
 	}
 }
