@@ -229,6 +229,9 @@ func (r *Runtime) Signal(sig syscall.Signal, wait bool) error {
 	return nil
 }
 
+// Use makes the next Start run another binary.
+func (r *Runtime) Use(binary string) { r.options.Binary = binary }
+
 // Restart kills the daemon with sig and starts it again.
 func (r *Runtime) Restart(ctx context.Context, sig syscall.Signal) error {
 	if err := r.Signal(sig, true); err != nil {
