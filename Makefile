@@ -7,7 +7,7 @@ BENCHFLAGS ?=
 BENCHIMAGESFLAGS ?=
 VMFLAGS ?=
 
-.PHONY: build test test-race test-faults test-vm bench bench-images demo lint vet fmt golden fuzz clean install
+.PHONY: build test test-race test-race-e2e test-sanitize-e2e test-faults test-vm bench bench-images demo lint vet fmt golden fuzz clean install
 .DEFAULT_GOAL := build
 
 build:
@@ -22,6 +22,16 @@ test:
 
 test-race: build
 	CGO_ENABLED=1 go test -race -p 1 -timeout 20m $$(go list ./... | grep -v /critest)
+
+# The suite with a daemon under the race detector, and with monitors under ASan and UBSan: reports fail it.
+test-race-e2e: build
+	CGO_ENABLED=1 go build -race -tags grpcnotrace -o out/cri-runtime-race ./cmd/cri-runtime
+	CRI_RUNTIME_BIN='$(CURDIR)/out/cri-runtime-race' go test -count 1 -timeout 60m ./critest
+
+test-sanitize-e2e: build
+	conmon/build sanitize conmon/monitor_sanitize '$(CURDIR)/out/report'
+	CGO_ENABLED=0 go build -tags grpcnotrace,sanitize -o out/cri-runtime-sanitize ./cmd/cri-runtime
+	CRI_RUNTIME_BIN='$(CURDIR)/out/cri-runtime-sanitize' CRITEST_REPORTS='$(CURDIR)/out/report' go test -count 1 -timeout 60m ./critest
 
 test-vm: build
 	go run ./critest/vm $(VMFLAGS)

@@ -1,3 +1,5 @@
+//go:build !sanitize
+
 package conmon
 
 import _ "embed" // for the monitor

@@ -59,6 +59,13 @@ type gunzip struct {
 	size   uint32
 	err    error
 
+	huffman          // of the block
+	fixed   *huffman // the specification's, made once: a block of ten bits can ask for it
+	isFixed bool     // huffman is fixed
+}
+
+// huffman is how the symbols of a block are decoded.
+type huffman struct {
 	lit  [litTable]uint32
 	dist [distTable]uint32
 }

@@ -74,6 +74,47 @@ func TestGunzip(t *testing.T) {
 	}
 }
 
+// emptyBlocks is a member of blocks that say nothing in ten bits each, which cost no
+// more than their reading: a layer of them is decompressed as long as it is downloaded.
+func emptyBlocks(count int) []byte {
+	blob := []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}
+	var pending, n uint32
+	for i := range count {
+		header := uint32(fixedBlock) << 1
+		if i == count-1 {
+			header |= 1
+		}
+		for pending, n = pending|header<<n, n+10; n >= 8; pending, n = pending>>8, n-8 {
+			blob = append(blob, byte(pending))
+		}
+	}
+	if n > 0 {
+		blob = append(blob, byte(pending))
+	}
+	return append(blob, make([]byte, 8)...)
+}
+
+func TestGunzipKindsOfBlocks(t *testing.T) {
+	text := gunzipSamples()["text"][:50000]
+	packed := func(content []byte) []byte {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		_, _ = w.Write(content)
+		_ = w.Close()
+		return b.Bytes()
+	}
+	short := []byte("fixed codes fixed codes")
+	blob, want := []byte(nil), []byte(nil)
+	for range 3 {
+		blob = append(append(append(blob, packed(short)...), packed(text)...), emptyBlocks(10001)...)
+		want = append(append(want, short...), text...)
+	}
+	got, err := io.ReadAll(newGunzip(bytes.NewReader(blob)))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, want %d, %v", len(got), len(want), err)
+	}
+}
+
 func TestGunzipRefuses(t *testing.T) {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
@@ -131,6 +172,16 @@ func FuzzGunzip(f *testing.F) {
 			t.Fatalf("%d bytes that differ from %d", len(got), len(want))
 		}
 	})
+}
+
+func BenchmarkGunzipEmptyBlocks(b *testing.B) {
+	blob := emptyBlocks(1 << 17)
+	b.SetBytes(int64(len(blob)))
+	for b.Loop() {
+		if _, err := io.Copy(io.Discard, newGunzip(bytes.NewReader(blob))); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func BenchmarkGunzip(b *testing.B) {

@@ -56,7 +56,7 @@ func (z *gunzip) block() error {
 		return z.openStored()
 	case fixedBlock:
 		z.state = inHuffman
-		return z.fixed()
+		return z.useFixed()
 	case dynamicBlock:
 		z.state = inHuffman
 		return z.dynamic()
@@ -194,8 +194,15 @@ func repeat(win []byte, o, distance, length int) {
 	}
 }
 
-// fixed sets the codes that the specification names.
-func (z *gunzip) fixed() error {
+// useFixed sets the codes that the specification names.
+func (z *gunzip) useFixed() error {
+	if z.isFixed {
+		return nil
+	}
+	if z.fixed != nil {
+		z.huffman, z.isFixed = *z.fixed, true
+		return nil
+	}
 	var lengths [288]uint8
 	for i := range lengths {
 		switch {
@@ -216,6 +223,8 @@ func (z *gunzip) fixed() error {
 	if !buildTable(z.dist[:], distBits, lengths[:32], distEntry) {
 		return corrupt("fixed codes")
 	}
+	kept := z.huffman
+	z.fixed, z.isFixed = &kept, true
 	return nil
 }
 
@@ -245,6 +254,7 @@ func (z *gunzip) dynamic() error {
 	if err := z.lengths(lengths[:lits+dists], &table); err != nil {
 		return err
 	}
+	z.isFixed = false
 	if !buildTable(z.lit[:], litBits, lengths[:lits], litEntry) || !buildTable(z.dist[:], distBits, lengths[lits:lits+dists], distEntry) {
 		return corrupt("codes")
 	}

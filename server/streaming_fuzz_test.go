@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/gorilla/websocket"
+	"github.com/moby/spdystream/spdy"
 )
 
 // fedConn is a connection whose client has said everything that it will say.
@@ -19,6 +20,48 @@ type fedConn struct {
 
 func (fedConn) Write(p []byte) (int, error) { return len(p), nil }
 func (fedConn) CloseWrite() error           { return nil }
+
+// spdyBytes is what a client sends: frames with headers that are compressed together.
+func spdyBytes(t testing.TB, frames ...spdy.Frame) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	framer, err := spdy.NewFramer(&b, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range frames {
+		if err := framer.WriteFrame(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.Bytes()
+}
+
+// 64 KiB of headers unpack to as much as a thousand times of it, and cost the framer
+// the length of a name times the number of its values.
+func TestStreamHeadersAreBounded(t *testing.T) {
+	long := strings.Repeat("n", 1<<20)
+	many := http.Header{}
+	for i := range maxStreamHeaders + 1 {
+		many.Set(strings.Repeat("x", i+1), "v")
+	}
+	for name, headers := range map[string]http.Header{
+		"values": {long: []string{strings.Repeat("\x00", 1<<20)}}, "name": {long: []string{"v"}}, "count": many,
+	} {
+		data := spdyBytes(t, &spdy.SynStreamFrame{StreamId: 1, Headers: headers})
+		if len(data) > maxHeaderBytes {
+			t.Fatalf("%s: %d bytes: not what is tested", name, len(data))
+		}
+		s, err := serveSPDY(fedConn{}, bytes.NewReader(data), func(*spdyStream) error {
+			t.Errorf("%s: accepted", name)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-s.done
+	}
+}
 
 // Whatever bytes come, the session's read loop ends, and so do its streams.
 func FuzzSPDYFrames(f *testing.F) {
@@ -30,6 +73,11 @@ func FuzzSPDYFrames(f *testing.F) {
 	f.Add([]byte{0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0})                // GOAWAY
 	f.Add([]byte{0x80, 3, 0, 1, 0, 0, 0, 10, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x78})   // SYN_STREAM, cut
 	f.Add([]byte{0x80, 3, 0, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0}) // huge
+	f.Add(spdyBytes(f,
+		&spdy.SynStreamFrame{StreamId: 1, Headers: http.Header{"Streamtype": {"stdin"}}},
+		&spdy.DataFrame{StreamId: 1, Data: []byte("hello"), Flags: spdy.DataFlagFin},
+		&spdy.SynStreamFrame{StreamId: 3, Headers: http.Header{"Streamtype": {"error"}, "Port": {"80"}, "Requestid": {"0"}}},
+		&spdy.RstStreamFrame{StreamId: 3, Status: spdy.Cancel}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var drained []chan struct{}
 		s, err := serveSPDY(fedConn{}, bytes.NewReader(data), func(stream *spdyStream) error {

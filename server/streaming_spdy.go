@@ -25,6 +25,10 @@ const (
 	maxFrame = 256 << 10
 	// maxStreams bounds the streams that are open at once on one connection.
 	maxStreams = 4096
+	// maxStreamHeaders and maxStreamHeader bound what names a stream. The framer takes time
+	// of a name's length times its values' number, and a frame of 64 KiB unpacks to 64 MiB.
+	maxStreamHeaders = 32
+	maxStreamHeader  = 256
 	// linger is how long a client may take to close its end after the last word.
 	// Closing first would make the kernel drop that word if there is unread input.
 	linger = 2 * time.Second
@@ -64,7 +68,8 @@ func serveSPDY(conn halfCloser, in io.Reader, accept func(*spdyStream) error) (*
 		out: &bytes.Buffer{}, streams: map[spdy.StreamId]*spdyStream{},
 	}
 	var err error
-	s.framer, err = spdy.NewFramerWithOptions(s.out, s.in, spdy.WithMaxControlFramePayloadSize(maxHeaderBytes))
+	s.framer, err = spdy.NewFramerWithOptions(s.out, s.in, spdy.WithMaxControlFramePayloadSize(maxHeaderBytes),
+		spdy.WithMaxHeaderCount(maxStreamHeaders), spdy.WithMaxHeaderFieldSize(maxStreamHeader))
 	if err != nil {
 		return nil, fmt.Errorf("SPDY: %w", err)
 	}

@@ -291,6 +291,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", left, ErrResidue))
 	}
+	errs = append(errs, r.reports()...)
 	errs = append(errs, r.removeCgroups(), r.removeNetwork(), os.RemoveAll(r.Dir))
 	return errors.Join(errs...)
 }
