@@ -136,3 +136,36 @@ func TestMemoryOfManyProcessesIsFreed(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Every container that lost a process for want of memory says so, whether its
+// first process was the one or only failed for it; LONG=1 counts a hundred of each.
+func TestOOMKilledIsNeverMissed(t *testing.T) {
+	differs(t, "misses some")
+	begin(t)
+	rounds := 10
+	if os.Getenv("LONG") != "" {
+		rounds = 100
+	}
+	p := run(t)
+	limit := resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 24 << 20, OomScoreAdj: 500})
+	const hog = "dd if=/dev/zero of=/dev/null bs=200M count=1"
+	for _, kind := range []struct {
+		name, script string
+		code         int32
+	}{
+		{"the first process is killed", "exec " + hog, 137},
+		{"a child is killed, the first process fails", hog + "; exit 3", 3},
+		{"a child in the background is killed", hog + " & wait $!; exit 4", 4},
+	} {
+		right := 0
+		for range rounds {
+			r := p.finish(kind.script, limit)
+			if r.reason == "OOMKilled" && r.code == kind.code {
+				right++
+				continue
+			}
+			t.Errorf("%s: code %d, reason %q", kind.name, r.code, r.reason)
+		}
+		t.Logf("%s: %d of %d", kind.name, right, rounds)
+	}
+}

@@ -183,6 +183,7 @@ func (b *Sandbox) recover() []func(context.Context) error {
 	known.finish(b, nil)
 	b.store.names[key] = known
 	b.store.sandboxes[b.id] = b
+	b.store.shareCgroup(b)
 	if b.record.Stopped {
 		return nil
 	}

@@ -29,6 +29,7 @@ type Sandbox struct {
 	status atomic.Pointer[SandboxStatus]
 	meter  meter
 	net    netFile
+	shared atomic.Bool // other pods are in its cgroup, too
 
 	// mu guards what follows, and the publishing of status.
 	mu     sync.Mutex

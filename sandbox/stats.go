@@ -109,8 +109,12 @@ func (c *Container) Usage(detail bool) (*Usage, error) {
 }
 
 // Usage looks at the pod's cgroup, with all that is in it. containers is what
-// was seen of its containers just before: it spares counting their processes again.
+// was seen of its containers just before: it spares counting their processes again,
+// and is all there is of a pod that shares its cgroup with others.
 func (b *Sandbox) Usage(containers ...*Usage) (*Usage, error) {
+	if b.shared.Load() {
+		return b.sumOf(containers), nil
+	}
 	u, err := b.store.usage(&b.meter, b.Status().Cgroup, false)
 	if err != nil {
 		return nil, fmt.Errorf("usage of sandbox %s: %w", b.id, err)

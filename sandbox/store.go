@@ -317,6 +317,7 @@ func (s *Store) addSandbox(b *Sandbox) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sandboxes[b.id] = b
+	s.shareCgroup(b)
 }
 
 func (s *Store) dropSandbox(b *Sandbox) {
