@@ -5,6 +5,9 @@
 //
 //	go run ./critest/benchimages -n 3 -only debian6,zstd6
 //
+// The images lie in TMPDIR. On ext4 without a journal what was removed there
+// within the last minutes makes each new file dearer, for everyone.
+//
 // Its nouns are image (what is pulled, made of Debian's packages and kept in a
 // cache directory), contestant (who pulls it) and sample (one pull).
 //

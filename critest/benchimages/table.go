@@ -50,7 +50,7 @@ func (t *table) print(out io.Writer) error {
 		fmt.Fprintf(out, "\n%s: %s; %d layers, %d entries, %.0f MiB compressed, %.1f MiB in 4 KiB blocks\n", b.image.name, b.image.what,
 			b.image.layers, b.image.entries, float64(b.image.compressed)/mebi, float64(b.image.unpacked)/mebi)
 		w := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(w, "\twall min\tp50 s\tours/it min\tp50\tgoal\tCPU min\tp50 s\tpeak +MiB\tdisk MiB\tmachine busy\tI/O wait\tunpack alone s\t")
+		fmt.Fprintln(w, "\twall min\tp50 s\tours/it min\tp50\tgoal\tCPU min\tp50 s\tours/it\tworst peak +MiB\tdisk MiB\tmachine busy\tI/O wait\tunpack alone s\t")
 		for _, r := range b.rows {
 			fmt.Fprintf(w, "%s\t%s\n", r.who, r.line(b))
 		}
@@ -64,22 +64,26 @@ func (t *table) print(out io.Writer) error {
 func (r row) line(b block) string {
 	wall, wallMid := of(r.taken, func(s sample) time.Duration { return s.wall })
 	cpu, cpuMid := of(r.taken, func(s sample) time.Duration { return s.cpu })
-	_, memory := of(r.taken, func(s sample) int64 { return -s.memory })
+	negative, _ := of(r.taken, func(s sample) int64 { return -s.memory })
 	_, disk := of(r.taken, func(s sample) int64 { return s.disk })
 	_, busy := of(r.taken, func(s sample) float64 { return s.busy })
 	_, waiting := of(r.taken, func(s sample) float64 { return s.waiting })
 	unpack, _ := of(r.taken, func(s sample) time.Duration { return s.unpack })
-	ratio, ratioMid, goal, alone := "", "", "", ""
+	ratio, ratioMid, ratioCPU, goal, alone := "", "", "", "", ""
 	if first := b.rows[0]; first.who != r.who {
 		own, ownMid := of(first.taken, func(s sample) time.Duration { return s.wall })
 		ratio = fmt.Sprintf("%.2f", own.Seconds()/wall.Seconds())
 		ratioMid = fmt.Sprintf("%.2f", ownMid.Seconds()/wallMid.Seconds())
+		ownCPU, _ := of(first.taken, func(s sample) time.Duration { return s.cpu })
+		if cpu > 0 {
+			ratioCPU = fmt.Sprintf("%.2f", ownCPU.Seconds()/cpu.Seconds())
+		}
 		goal = b.image.goal
 	}
 	if unpack > 0 {
 		alone = fmt.Sprintf("%.2f", unpack.Seconds())
 	}
-	return fmt.Sprintf("%.2f\t%.2f\t%s\t%s\t%s\t%.2f\t%.2f\t%.0f\t%.1f\t%.0f%%\t%.0f%%\t%s\t",
-		wall.Seconds(), wallMid.Seconds(), ratio, ratioMid, goal, cpu.Seconds(), cpuMid.Seconds(),
-		float64(-memory)/mebi, float64(disk)/mebi, 100*busy, 100*waiting, alone)
+	return fmt.Sprintf("%.2f\t%.2f\t%s\t%s\t%s\t%.2f\t%.2f\t%s\t%.0f\t%.1f\t%.0f%%\t%.0f%%\t%s\t",
+		wall.Seconds(), wallMid.Seconds(), ratio, ratioMid, goal, cpu.Seconds(), cpuMid.Seconds(), ratioCPU,
+		float64(-negative)/mebi, float64(disk)/mebi, 100*busy, 100*waiting, alone)
 }
