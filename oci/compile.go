@@ -52,7 +52,7 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := newBuilder()
+	b := newBuilder(launchSteps)
 	root, mountNS := b.file(FileRoot), b.file(FileMountNS)
 	if opts.CgroupV2 {
 		b.p.cgroup = b.file(FileCgroup)
@@ -108,7 +108,7 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	b := newBuilder()
+	b := newBuilder(execSteps)
 	if opts.CgroupV2 {
 		b.p.cgroup = b.file(FileCgroup)
 	}
@@ -147,7 +147,7 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 // sees nothing of the host: an empty file system, the pod's namespaces, no
 // privileges. FileMountNS is wanted.
 func CompilePause(l *specs.Linux, opts *CompileOptions) (*Program, error) {
-	b := newBuilder()
+	b := newBuilder(execSteps)
 	mountNS := b.file(FileMountNS)
 	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: 65535, GID: 65535}, NoNewPrivileges: true}, Linux: l}
 	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: userNamespace(spec)}

@@ -62,7 +62,8 @@ const (
 type Arg struct {
 	kind  argKind
 	value uint64
-	text  string // how the argument is printed
+	text  string // how the argument is printed; "": as a number or a slot
+	quote bool   // text is the string itself
 }
 
 // tolerance is a set of errors that do not end the program.

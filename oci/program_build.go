@@ -3,7 +3,6 @@ package oci
 import (
 	"encoding/binary"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,13 +13,22 @@ type builder struct {
 	p    Program
 	free []int // slots that are free again
 	text map[string]uint64
+	args []Arg // of all steps
 	err  error
 }
 
-func newBuilder() *builder {
+// Steps of the programs of usual containers and execs.
+const (
+	launchSteps = 400
+	execSteps   = 120
+)
+
+// newBuilder makes room for a program of about so many steps.
+func newBuilder(steps int) *builder {
 	return &builder{
-		p:    Program{pidNS: -1, cgroup: -1, slots: slotFiles},
-		text: map[string]uint64{},
+		p:    Program{pidNS: -1, cgroup: -1, slots: slotFiles, Steps: make([]Step, 0, steps)},
+		text: make(map[string]uint64, steps/3),
+		args: make([]Arg, 0, 3*steps),
 	}
 }
 
@@ -58,7 +66,9 @@ func (b *builder) slot() int {
 // call appends a system call. The step may be changed through the returned
 // pointer until the next one is appended.
 func (b *builder) call(name string, nr uint32, args ...Arg) *Step {
-	b.p.Steps = append(b.p.Steps, Step{Name: name, nr: nr, args: args, save: -1})
+	from := len(b.args)
+	b.args = append(b.args, args...)
+	b.p.Steps = append(b.p.Steps, Step{Name: name, nr: nr, args: b.args[from:len(b.args):len(b.args)], save: -1})
 	return &b.p.Steps[len(b.p.Steps)-1]
 }
 
@@ -101,7 +111,7 @@ func (s *Step) keepErrno(errnos ...unix.Errno) *Step {
 }
 
 func num[T ~int | ~uint | ~uint32 | ~uint64 | ~int64](v T) Arg {
-	return Arg{value: uint64(v), text: strconv.FormatInt(int64(v), 10)}
+	return Arg{value: uint64(v)}
 }
 
 func flags(v uint64, text string) Arg {
@@ -109,7 +119,7 @@ func flags(v uint64, text string) Arg {
 }
 
 func slotArg(s int) Arg {
-	return Arg{kind: argSlot, value: uint64(s), text: "$" + strconv.Itoa(s)}
+	return Arg{kind: argSlot, value: uint64(s)}
 }
 
 func cwd() Arg {
@@ -118,7 +128,7 @@ func cwd() Arg {
 }
 
 // null is an argument 0.
-func null() Arg { return Arg{text: "0"} }
+func null() Arg { return Arg{} }
 
 // str puts a NUL-terminated string into the data, each text once.
 func (b *builder) str(s string) Arg {
@@ -131,7 +141,7 @@ func (b *builder) str(s string) Arg {
 		b.p.data = append(append(b.p.data, s...), 0)
 		b.text[s] = at
 	}
-	return Arg{kind: argData, value: at, text: strconv.Quote(s)}
+	return Arg{kind: argData, value: at, text: s, quote: true}
 }
 
 // bytes puts raw bytes into the data, aligned to 8.

@@ -52,7 +52,7 @@ func TestWriteBelowOwnProc(t *testing.T) {
 		t.Fatal(err)
 	}
 	write := func(path, text string) (string, error) {
-		c := &process{builder: newBuilder()}
+		c := &process{builder: newBuilder(execSteps)}
 		proc := c.ownProc("labels")
 		c.writeBelow(proc, "label", path, text)
 		c.close("labels", proc)
@@ -101,7 +101,7 @@ func TestCompileLabels(t *testing.T) {
 				break
 			}
 			if s.nr == unix.SYS_OPENAT2 || s.nr == unix.SYS_WRITE {
-				got = append(got, s.args[1].text)
+				got = append(got, s.args[1].String())
 			}
 		}
 		want := []string{`"thread-self/attr/exec"`, `"u:r:t:s0"`, `"thread-self/attr/keycreate"`, `"u:r:t:s0"`, `"thread-self/attr/apparmor/exec"`, `"exec local"`}

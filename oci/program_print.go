@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,19 @@ func (f File) String() string {
 	return "unknown"
 }
 
+// String shows the argument. Most programs are never printed, so nothing is formatted before.
+func (a Arg) String() string {
+	switch {
+	case a.quote:
+		return strconv.Quote(a.text)
+	case a.text != "":
+		return a.text
+	case a.kind == argSlot:
+		return "$" + strconv.FormatUint(a.value, 10)
+	}
+	return strconv.FormatInt(int64(a.value), 10)
+}
+
 // String shows the call as strace would.
 func (s *Step) String() string {
 	var b strings.Builder
@@ -63,7 +77,7 @@ func (s *Step) String() string {
 		if i > 0 {
 			b.WriteString(", ")
 		}
-		b.WriteString(a.text)
+		b.WriteString(a.String())
 	}
 	b.WriteByte(')')
 	if s.save >= 0 {

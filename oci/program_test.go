@@ -311,7 +311,7 @@ func TestExecuteSearchesPath(t *testing.T) {
 			var got []string
 			for i := range p.Steps {
 				if p.Steps[i].nr == unix.SYS_EXECVE {
-					got = append(got, p.Steps[i].args[0].text)
+					got = append(got, p.Steps[i].args[0].String())
 				}
 			}
 			if !slices.Equal(got, c.want) {

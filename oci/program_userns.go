@@ -148,7 +148,7 @@ type UserPod struct {
 // for its mappings, makes the pod's other namespaces, and halts for them to be pinned.
 // With nil there is only the user namespace. FileResume is wanted.
 func CompileNamespaces(pod *UserPod) (*Program, error) {
-	b := newBuilder()
+	b := newBuilder(execSteps)
 	resume := b.file(FileResume)
 	b.call("make user namespace", unix.SYS_UNSHARE, flags(unix.CLONE_NEWUSER, "CLONE_NEWUSER"))
 	b.halt(resume, "the mappings")
