@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
@@ -260,9 +261,19 @@ type output struct {
 	kept []byte
 }
 
-func (o *output) open() (err error) {
-	o.r, o.w, err = os.Pipe()
-	return err
+// open makes the pipe. os.Pipe would prepare the command's end for polling, too, which has to be undone.
+func (o *output) open() error {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("pipe2", err)
+	}
+	err := unix.SetNonblock(ends[0], true)
+	o.r, o.w = os.NewFile(uintptr(ends[0]), "output"), os.NewFile(uintptr(ends[1]), "output")
+	if err != nil {
+		o.close()
+		return os.NewSyscallError("fcntl", err)
+	}
+	return nil
 }
 
 // read starts to collect; the command has its own copy of the writing end.
