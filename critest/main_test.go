@@ -145,6 +145,9 @@ func begin(t *testing.T) {
 	}
 	pid := node.PID()
 	t.Cleanup(func() {
+		if err := node.Check(context.Background()); err != nil {
+			t.Error(err)
+		}
 		var left []string
 		err := harness.Until(context.Background(), patience, "the host to be as before", func() bool {
 			now, err := node.Residue()

@@ -355,3 +355,10 @@ func (s *Store) Traffic() Traffic {
 		Layers: t.layers.Load(), Present: t.present.Load(),
 	}
 }
+
+// busy tells whether a pull is under way.
+func (t *tracker) busy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.active) > 0
+}

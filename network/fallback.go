@@ -46,6 +46,9 @@ func (n *Network) openBuiltin() error {
 			b.Restore(id, rec.Lease)
 		}
 	}
+	if err := b.Resume(); err != nil {
+		klog.ErrorS(err, "The host ports of pods that run may be closed", "remedy", "restart the daemon once nftables can be changed")
+	}
 	return nil
 }
 

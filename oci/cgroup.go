@@ -296,6 +296,38 @@ func (g *Cgroups) Load(p string) (*Cgroup, error) {
 	return nil, fmt.Errorf("cgroup %s: %w", p, ErrNotFound)
 }
 
+// Children lists the names of the cgroups directly below p, in all hierarchies.
+func (g *Cgroups) Children(p string) ([]string, error) {
+	c, err := g.at(p)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for i := range c.places {
+		entries, err := os.ReadDir(c.places[i].dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("list cgroups: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// Path is the directory of the cgroup in the first hierarchy that has it.
+func (c *Cgroup) Path() string {
+	for i := range c.places {
+		if exists(c.places[i].dir) {
+			return c.places[i].dir
+		}
+	}
+	return c.places[0].dir
+}
+
 // Set changes limits of an existing cgroup. Limits that are zero or nil stay as they are.
 func (c *Cgroup) Set(r *specs.LinuxResources) error {
 	res, _, err := c.g.limits(r)

@@ -212,7 +212,7 @@ func (c *Container) publishLost(reason, message string) {
 	if reason == reasonUnknown {
 		l.ExitCode = 255
 	}
-	if err := writeRecord(c.root("lost.json"), &l, false); err != nil {
+	if err := writeRecord(c.root(lostFile), &l, false); err != nil {
 		klog.ErrorS(err, "Record a container's end", "container", c.id, "pod", c.box.id)
 	}
 	fault.Point("lost.recorded")

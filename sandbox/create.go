@@ -32,12 +32,12 @@ func (b *Sandbox) CreateContainer(ctx context.Context, config *runtimeapi.Contai
 	b.mu.Lock()
 	create, again := b.names[key]
 	if !again {
-		create = newFlight[*Container]()
+		create = newFlight[*Container](newID())
 		b.names[key] = create
 	}
 	b.mu.Unlock()
 	if !again {
-		c := &Container{id: newID(), box: b, store: b.store, exited: make(chan struct{})}
+		c := &Container{id: create.id, box: b, store: b.store, exited: make(chan struct{})}
 		b.store.background.Go(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
 			defer cancel()
@@ -199,15 +199,15 @@ func (l *launch) writeRecord() error {
 	l.record = containerRecord{
 		ID: l.id, SandboxID: l.box.id, CreatedAt: time.Now().UnixNano(),
 		Config: config, ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
-		Cgroup: l.store.containerCgroup(l.box.record.Cgroup, l.id),
+		Cgroup: l.store.config.containerCgroup(l.box.record.Cgroup, l.id), Boot: l.store.boot,
 	}
-	return writeRecord(l.root("container.json"), &l.record, false)
+	return writeRecord(l.root(containerFile), &l.record, false)
 }
 
 // containerCgroup names the cgroup of a container below its pod's: a path, or with the
 // systemd driver slice:prefix:name.
-func (s *Store) containerCgroup(parent, id string) string {
-	if s.config.CgroupDriver == "systemd" && strings.HasSuffix(parent, ".slice") {
+func (c *Config) containerCgroup(parent, id string) string {
+	if c.CgroupDriver == "systemd" && strings.HasSuffix(parent, ".slice") {
 		return filepath.Base(parent) + ":cri-runtime:" + id
 	}
 	return filepath.Join(parent, id)

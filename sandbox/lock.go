@@ -27,6 +27,9 @@ func newVerbLock() *verbLock {
 	return l
 }
 
+// busy tells whether a verb is at work.
+func (l *verbLock) busy() bool { return len(l.free) == 0 }
+
 // lock waits until no other verb is at work.
 func (l *verbLock) lock(ctx context.Context, verb string) error {
 	select {
@@ -54,14 +57,24 @@ func (l *verbLock) unlock() {
 // own, so that a client's time-out neither ends nor repeats it: the client's
 // retry joins it.
 type flight[T any] struct {
+	id    string // of what it makes
 	done  chan struct{}
 	value T
 	err   error
 	stage atomic.Pointer[holder]
 }
 
-func newFlight[T any]() *flight[T] {
-	return &flight[T]{done: make(chan struct{})}
+func newFlight[T any](id string) *flight[T] {
+	return &flight[T]{id: id, done: make(chan struct{})}
+}
+
+func (f *flight[T]) underWay() bool {
+	select {
+	case <-f.done:
+		return false
+	default:
+		return true
+	}
 }
 
 // enter names the stage that the operation is in now.

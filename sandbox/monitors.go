@@ -29,12 +29,16 @@ type monitorPlace struct {
 	tasks  []*os.File // v1
 }
 
-func openMonitorPlace(s *Store) (p monitorPlace, err error) {
-	// One for each daemon: with the same parent they must not remove one another's.
+// monitorsCgroup names it: one for each daemon, as with the same parent they
+// must not remove one another's.
+func (c *Config) monitorsCgroup() string {
 	hash := fnv.New32a()
-	_, _ = hash.Write([]byte(s.config.State))
-	name := fmt.Sprintf("monitors-%08x", hash.Sum32())
-	if p.cgroup, err = s.cgroups.Create(s.containerCgroup(filepath.Join("/", s.config.CgroupParent), name), nil); err != nil {
+	_, _ = hash.Write([]byte(c.State))
+	return c.containerCgroup(filepath.Join("/", c.CgroupParent), fmt.Sprintf("monitors-%08x", hash.Sum32()))
+}
+
+func openMonitorPlace(s *Store) (p monitorPlace, err error) {
+	if p.cgroup, err = s.cgroups.Create(s.config.monitorsCgroup(), nil); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
 	var undo cleanup

@@ -32,6 +32,7 @@ type sandboxRecord struct {
 	Stopped    bool                // Stop ended well: network and namespaces are gone
 	Pause      *pauseRecord        `json:",omitempty"`
 	Attachment *network.Attachment `json:",omitempty"`
+	Boot       string              `json:",omitempty"` // the kernel's boot id when it was made
 }
 
 // pauseRecord identifies the reaper of a shared PID namespace.
@@ -52,7 +53,16 @@ type containerRecord struct {
 	StopSignal   int      // Linux number
 	Cgroup       string   // of this container
 	LogPath      string   `json:",omitempty"`
+	Boot         string   `json:",omitempty"` // the kernel's boot id when it was made
 }
+
+// The files of an object, below its directory.
+const (
+	sandboxFile   = "sandbox.json"
+	containerFile = "container.json"
+	lostFile      = "lost.json"
+	exitFile      = "exit" // written by the monitor
+)
 
 // config.json has its final name once CreateContainer has succeeded.
 const (

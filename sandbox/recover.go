@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -72,7 +71,11 @@ func (s *Store) recover(ctx context.Context) error {
 		}
 	}
 	fault.Point("recover.swept")
-	s.background.Go(func() { s.tidy(context.WithoutCancel(ctx), undo) })
+	s.tidying.Store(true)
+	s.background.Go(func() {
+		defer s.tidying.Store(false)
+		s.tidy(context.WithoutCancel(ctx), undo)
+	})
 	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(undo))
 	return nil
 }
@@ -121,24 +124,9 @@ func (s *Store) removeAll(path string) {
 	fault.Point("trash.emptied")
 }
 
-// quarantine puts a directory whose record cannot be read aside, so that
-// nothing is lost and nothing else suffers. One without a record is removed.
-func (s *Store) quarantine(dir string, why error) {
-	if errors.Is(why, os.ErrNotExist) {
-		// A crash came before the record, and nothing has an effect before it.
-		if err := s.discard(dir); err != nil {
-			klog.ErrorS(err, "Remove a directory without a record", "dir", dir)
-		}
-		return
-	}
-	to := s.root("damaged", filepath.Base(dir)+"-"+newID()[:8])
-	err := os.Rename(dir, to)
-	klog.ErrorS(why, "Record is unusable, its directory was moved aside", "dir", dir, "to", to, "err", err)
-}
-
 func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 	var r sandboxRecord
-	if err := ledger.Read(s.root("sandboxes", id, "sandbox.json"), &r); err != nil {
+	if err := ledger.Read(s.root("sandboxes", id, sandboxFile), &r); err != nil {
 		return nil, err
 	}
 	if r.ID != id {
@@ -179,7 +167,7 @@ func (b *Sandbox) recover() []func(context.Context) error {
 			return b.remove(ctx)
 		}}
 	}
-	known := newFlight[*Sandbox]()
+	known := newFlight[*Sandbox](b.id)
 	known.finish(b, nil)
 	b.store.names[key] = known
 	b.store.sandboxes[b.id] = b
@@ -187,7 +175,7 @@ func (b *Sandbox) recover() []func(context.Context) error {
 	if b.record.Stopped {
 		return nil
 	}
-	if b.lost() {
+	if b.lost(b.store.boot) {
 		// A reboot took the namespaces: the network's plugins must still be told.
 		return []func(context.Context) error{b.Stop}
 	}
@@ -195,10 +183,12 @@ func (b *Sandbox) recover() []func(context.Context) error {
 	return nil
 }
 
-// lost tells whether the pod's namespaces are gone.
-func (b *Sandbox) lost() bool {
+// lost tells whether the pod's namespaces are gone, as they are after a reboot.
+// boot is the kernel's boot id now: with the host's namespaces, and a state
+// directory that is no tmpfs, nothing else would tell.
+func (b *Sandbox) lost(boot string) bool {
 	config := b.Status().Config
-	return !exists(b.state()) ||
+	return rebooted(b.record.Boot, boot) || !exists(b.state()) ||
 		(b.ownUser() && !isNamespace(b.state("ns", "user"))) ||
 		(b.ownNetwork(config) && !isNamespace(b.state("ns", "net"))) ||
 		(b.ownIPC(config) && !isNamespace(b.state("ns", "ipc")))
@@ -206,7 +196,7 @@ func (b *Sandbox) lost() bool {
 
 func (s *Store) loadContainer(id string) (*Container, error) {
 	c := &Container{id: id, store: s, exited: make(chan struct{})}
-	if err := ledger.Read(s.root("containers", id, "container.json"), &c.record); err != nil {
+	if err := ledger.Read(s.root("containers", id, containerFile), &c.record); err != nil {
 		return nil, err
 	}
 	config := &runtimeapi.ContainerConfig{}
@@ -250,7 +240,7 @@ func (c *Container) recover(ctx context.Context) []func(context.Context) error {
 		return []func(context.Context) error{c.undo}
 	}
 	c.store.addContainer(c)
-	known := newFlight[*Container]()
+	known := newFlight[*Container](c.id)
 	known.finish(c, nil)
 	c.box.mu.Lock()
 	c.box.names[containerKey(c.Status().Config)] = known
@@ -291,7 +281,7 @@ func (c *Container) recoverEnd() bool {
 		return true
 	}
 	var l lostRecord
-	if err := ledger.Read(c.root("lost.json"), &l); err == nil {
+	if err := ledger.Read(c.root(lostFile), &l); err == nil {
 		c.publish(l.apply)
 		return true
 	}

@@ -39,7 +39,7 @@ type Sandbox struct {
 
 func newSandbox(s *Store, id string, config *runtimeapi.PodSandboxConfig, handler string) *Sandbox {
 	b := &Sandbox{id: id, store: s, verb: newVerbLock(), names: map[string]*flight[*Container]{}}
-	b.record = sandboxRecord{ID: id, Handler: handler, CreatedAt: time.Now().UnixNano()}
+	b.record = sandboxRecord{ID: id, Handler: handler, CreatedAt: time.Now().UnixNano(), Boot: s.boot}
 	b.record.Cgroup = config.GetLinux().GetCgroupParent()
 	if b.record.Cgroup == "" {
 		b.record.Cgroup = filepath.Join("/", s.config.CgroupParent, id)
@@ -255,7 +255,7 @@ func (b *Sandbox) makeShm() error {
 // writeRecord writes the record; the caller has the verb lock or is the only
 // one who knows the sandbox.
 func (b *Sandbox) writeRecord(durable bool) error {
-	return writeRecord(b.root("sandbox.json"), &b.record, durable)
+	return writeRecord(b.root(sandboxFile), &b.record, durable)
 }
 
 // Stop ends the containers and takes the network away; idempotent.

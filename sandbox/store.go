@@ -51,10 +51,16 @@ type Config struct {
 	without []string // features of the kernel that tests do without
 }
 
+// complete fills in what a configuration leaves out.
+func (c *Config) complete() {
+	c.CgroupParent = cmp.Or(c.CgroupParent, map[string]string{"systemd": "cri-runtime.slice"}[c.CgroupDriver], "/cri-runtime")
+}
+
 // Store holds all sandboxes and containers. Its exported methods are safe for
 // concurrent use, and the reading ones never wait for a verb.
 type Store struct {
 	config   Config
+	boot     string // the kernel's boot id
 	net      Network
 	host     *oci.Host
 	cgroups  *oci.Cgroups
@@ -78,6 +84,7 @@ type Store struct {
 	containers map[string]*Container
 	names      map[string]*flight[*Sandbox] // by namespace, name, uid and attempt
 
+	tidying    atomic.Bool    // what was left half made is being undone
 	background sync.WaitGroup // verbs under way and tidying
 	watchers   sync.WaitGroup // they end with the connections to the monitors
 }
@@ -85,10 +92,9 @@ type Store struct {
 // Open reads the records below config.Root and connects to the monitors that
 // run. Cleaning up what was left half done goes on in the background.
 func Open(ctx context.Context, config Config, net Network) (_ *Store, err error) {
-	// What a configuration leaves out.
-	config.CgroupParent = cmp.Or(config.CgroupParent, map[string]string{"systemd": "cri-runtime.slice"}[config.CgroupDriver], "/cri-runtime")
+	config.complete()
 	s := &Store{
-		config: config, net: net,
+		config: config, boot: bootID(), net: net,
 		sandboxes:  map[string]*Sandbox{},
 		containers: map[string]*Container{},
 		names:      map[string]*flight[*Sandbox]{},
@@ -279,12 +285,12 @@ func (s *Store) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, ha
 	s.mu.Lock()
 	run, again := s.names[key]
 	if !again {
-		run = newFlight[*Sandbox]()
+		run = newFlight[*Sandbox](newID())
 		s.names[key] = run
 	}
 	s.mu.Unlock()
 	if !again {
-		b := newSandbox(s, newID(), config, handler)
+		b := newSandbox(s, run.id, config, handler)
 		s.background.Go(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
 			defer cancel()

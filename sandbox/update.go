@@ -83,18 +83,27 @@ func (c *Container) writeResources(r *runtimeapi.LinuxContainerResources) error 
 	return writeRecord(c.root(resourcesFile), b, false)
 }
 
+// readLimits returns the limits on record.
+func (c *Container) readLimits() (*runtimeapi.LinuxContainerResources, error) {
+	var b json.RawMessage
+	if err := ledger.Read(c.root(resourcesFile), &b); err != nil {
+		return nil, err
+	}
+	r := &runtimeapi.LinuxContainerResources{}
+	if err := decodeMessage(b, r); err != nil {
+		return nil, fmt.Errorf("record %s: %w", c.root(resourcesFile), err)
+	}
+	return r, nil
+}
+
 // readResources returns the limits on record, those of config when there was
 // no update or its record cannot be read.
 func (c *Container) readResources(config *runtimeapi.ContainerConfig) *runtimeapi.ContainerResources {
-	var b json.RawMessage
-	r := &runtimeapi.LinuxContainerResources{}
-	err := ledger.Read(c.root(resourcesFile), &b)
-	if err == nil {
-		err = decodeMessage(b, r)
-	}
+	r, err := c.readLimits()
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			klog.ErrorS(err, "Read a container's limits", "container", c.id)
+			klog.ErrorS(err, "The limits that a container was updated to cannot be read: its cgroup keeps them, its status shows those it was created with. "+
+				"Update it again", "container", c.id, "pod", c.record.SandboxID)
 		}
 		r = config.GetLinux().GetResources()
 	}
@@ -104,10 +113,11 @@ func (c *Container) readResources(config *runtimeapi.ContainerConfig) *runtimeap
 // restoreLimits sets the limits on record once more: the last daemon may have
 // ended between the record and the cgroup.
 func (c *Container) restoreLimits() {
-	if !exists(c.root(resourcesFile)) {
-		return
+	kept, err := c.readLimits()
+	if err != nil {
+		return // there are none, or they are damaged and the cgroup knows better
 	}
-	limits, err := oci.UpdateResources("linux", c.Status().Resources.GetLinux(), c.store.host)
+	limits, err := oci.UpdateResources("linux", kept, c.store.host)
 	if err == nil {
 		var cg *oci.Cgroup
 		if cg, err = c.cgroup(); err == nil {

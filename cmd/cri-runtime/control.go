@@ -22,7 +22,7 @@ func controlSocket(state string) string { return filepath.Join(state, "control.s
 // serveControl answers requests on the control socket, and those for metrics
 // where the configuration says so, until stop is called. That these end early
 // is logged and harms no pod.
-func serveControl(ctx context.Context, c *config, images *imageservice.Store, metrics *control.Metrics) (stop func(), err error) {
+func serveControl(ctx context.Context, c *config, images *imageservice.Store, metrics *control.Metrics, memory func() any) (stop func(), err error) {
 	private, err := server.ListenPrivate(ctx, controlSocket(c.State))
 	if err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func serveControl(ctx context.Context, c *config, images *imageservice.Store, me
 			}
 		})
 	}
-	run(control.New(images, metrics).Serve, private)
+	run(control.New(images, metrics, memory).Serve, private)
 	if public != nil {
 		run(metrics.ServeMetrics, public)
 	}

@@ -15,6 +15,8 @@ var (
 	errDaemon = errors.New("the daemon says")
 	// errDamaged: a check found damage that is still there.
 	errDamaged = errors.New("damaged")
+	// errFindings: a check found what does not fit together.
+	errFindings = errors.New("findings")
 	// errInterrupted: a signal ended the command.
 	errInterrupted = errors.New("interrupted")
 )

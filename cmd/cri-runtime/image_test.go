@@ -60,7 +60,7 @@ func realDaemon(t *testing.T) (state string) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- control.New(images, control.NewMetrics()).Serve(ctx, l) }()
+	go func() { done <- control.New(images, control.NewMetrics(), func() any { return nil }).Serve(ctx, l) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -39,15 +40,11 @@ func serveCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	flags := serve.Flags()
-	flags.StringVar(&file, "config", defaultConfigFile, "configuration `FILE`, with drop-ins in FILE.d")
-	flags.StringVar(&given.Root, "root", "", "durable state `DIR`")
-	flags.StringVar(&given.State, "state", "", "`DIR` of sockets and namespaces")
+	placeFlags(flags, &file, &given)
 	flags.StringVar(&given.Listen, "listen", "", "CRI socket, unix:///`SOCKET`")
 	flags.StringVar(&given.Network.ConfDir, "cni-conf-dir", "", "`DIR` of CNI network configuration lists")
 	flags.StringArrayVar(&given.Network.BinDirs, "cni-bin-dir", nil, "`DIR` of CNI plugins; may be repeated")
 	flags.IntVar(&given.LogLevel, "log-level", 0, "log verbosity `N`, 0 to 10")
-	flags.StringVar(&given.CgroupDriver, "cgroup-driver", "", "auto, cgroupfs or systemd")
-	flags.StringVar(&given.CgroupParent, "cgroup-parent", "", "parent cgroup of pods that name none")
 	serve.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := loadConfig(file, flags.Changed("config"))
 		if err != nil {
@@ -63,6 +60,15 @@ func serveCommand() *cobra.Command {
 		return runDaemon(ctx, &c)
 	}
 	return serve
+}
+
+// placeFlags are those that say where a daemon keeps what it has.
+func placeFlags(flags *pflag.FlagSet, file *string, given *config) {
+	flags.StringVar(file, "config", defaultConfigFile, "configuration `FILE`, with drop-ins in FILE.d")
+	flags.StringVar(&given.Root, "root", "", "durable state `DIR`")
+	flags.StringVar(&given.State, "state", "", "`DIR` of sockets and namespaces")
+	flags.StringVar(&given.CgroupDriver, "cgroup-driver", "", "auto, cgroupfs or systemd")
+	flags.StringVar(&given.CgroupParent, "cgroup-parent", "", "parent cgroup of pods that name none")
 }
 
 // apply takes over the flags that were given.
@@ -138,10 +144,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	defer func() { err = errors.Join(err, pods.Close()) }()
 	fault.Point("start.network.opened")
 	driver := c.cgroupDriver("/run/systemd/system")
-	store, err := sandbox.Open(ctx, sandbox.Config{
-		Root: c.Root, State: c.State, CgroupDriver: driver, CgroupParent: c.CgroupParent, LogLineBytes: c.Log.LineBytes,
-		CDISpecDirs: c.CDISpecDirs,
-	}, pods)
+	store, err := sandbox.Open(ctx, c.sandbox(), pods)
 	if err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
@@ -182,13 +185,23 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	}
 	fault.Point("start.images.opened")
 	images.Collect()
-	stop, err := serveControl(ctx, c, images, metrics)
+	stop, err := serveControl(ctx, c, images, metrics, func() any {
+		return &memory{Runtime: store.Memory(), Network: pods.Memory(), Images: images.Memory()}
+	})
 	if err != nil {
 		return err
 	}
 	defer stop()
 	fault.Point("start.control.served")
 	return serveOn(ctx, c, cri, store.Notes())
+}
+
+// sandbox returns what the package sandbox is opened with.
+func (c *config) sandbox() sandbox.Config {
+	return sandbox.Config{
+		Root: c.Root, State: c.State, CgroupDriver: c.cgroupDriver("/run/systemd/system"), CgroupParent: c.CgroupParent,
+		LogLineBytes: c.Log.LineBytes, CDISpecDirs: c.CDISpecDirs,
+	}
 }
 
 // handlers are what RuntimeClasses may name, the default one first.

@@ -23,7 +23,7 @@ func (n *node) check(ctx context.Context, writers ...*writer) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{}
+	errs := []error{n.Check(ctx)}
 	for _, c := range status.Status.Conditions {
 		if c.Type == runtimeapi.RuntimeReady && !c.Status {
 			errs = append(errs, errors.New("RuntimeReady is false: "+c.Message))

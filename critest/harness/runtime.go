@@ -274,7 +274,7 @@ func (r *Runtime) LogTail() string {
 func (r *Runtime) Close(ctx context.Context) error {
 	var errs []error
 	pods, err := r.CRI.ListPodSandbox(ctx, nil)
-	errs = append(errs, err)
+	errs = append(errs, err, r.Check(ctx))
 	for _, p := range pods {
 		errs = append(errs, r.CRI.StopPodSandbox(ctx, p.Id), r.CRI.RemovePodSandbox(ctx, p.Id))
 	}

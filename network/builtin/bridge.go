@@ -171,6 +171,19 @@ func (b *Bridge) Restore(id string, l *Lease) {
 	}
 }
 
+// Resume makes the table anew for the leases that were restored: what the last
+// daemon had in it, or somebody has done to it since, is not known.
+func (b *Bridge) Resume() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.leases {
+		if len(l.Ports) > 0 {
+			return b.rebuild()
+		}
+	}
+	return nil
+}
+
 // free gives back addresses and ports. The caller holds mu.
 func (b *Bridge) free(id string, l *Lease) {
 	for _, p := range l.Addresses {
@@ -195,7 +208,7 @@ func (b *Bridge) Release(id string) error {
 	if l == nil {
 		return nil
 	}
-	if b.table != nil && len(l.Ports) > 0 {
+	if len(l.Ports) > 0 { // after a restart the table is that of the last daemon, and made anew
 		delete(b.leases, id) // a rebuild leaves it out
 		if err := b.change(func(t *table) error { return t.remove(l) }); err != nil {
 			b.leases[id] = l

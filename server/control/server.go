@@ -62,17 +62,20 @@ type Store interface {
 // Server answers requests on the control socket.
 type Server struct {
 	store   Store
+	memory  func() any
 	metrics *Metrics
 	slots   chan struct{}
 	handler http.Handler
 }
 
 // New makes a server. metrics begin to show the store; they serve one Server.
-func New(store Store, metrics *Metrics) *Server {
-	s := &Server{store: store, metrics: metrics, slots: make(chan struct{}, maxAtOnce)}
+// memory returns what the daemon knows at one moment, to be shown as JSON.
+func New(store Store, metrics *Metrics, memory func() any) *Server {
+	s := &Server{store: store, memory: memory, metrics: metrics, slots: make(chan struct{}, maxAtOnce)}
 	metrics.watch(store)
 	mux := http.NewServeMux()
 	for pattern, answer := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"GET /v1/memory":         s.remember,
 		"GET /v1/pulls":          s.pulls,
 		"GET /v1/images":         s.list,
 		"DELETE /v1/images":      s.remove,
@@ -197,6 +200,10 @@ func body(w http.ResponseWriter, r *http.Request, value any) error {
 	// The server reads on in the background to see a client that goes away.
 	return http.NewResponseController(w).SetReadDeadline(time.Time{})
 }
+
+// remember answers with what the daemon knows; a check compares it with the
+// records and the host.
+func (s *Server) remember(w http.ResponseWriter, _ *http.Request) error { return reply(w, s.memory()) }
 
 // query returns a parameter that must be there.
 func query(r *http.Request, key string) (string, error) {

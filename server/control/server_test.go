@@ -92,7 +92,9 @@ func start(t *testing.T) *started {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- New(s.store, s.metrics).Serve(ctx, l) }()
+	go func() {
+		done <- New(s.store, s.metrics, func() any { return map[string]int{"answer": 42} }).Serve(ctx, l)
+	}()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}
