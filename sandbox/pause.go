@@ -26,6 +26,10 @@ func (b *Sandbox) sharedPIDNS(ctx context.Context) (string, error) {
 		return pin, nil
 	}
 	fault.Point("pause.begun")
+	// A daemon that was killed before it could write the record may have left one.
+	if err := errors.Join(b.killPause(), unpin(pin)); err != nil {
+		return "", fmt.Errorf("shared PID namespace: %w", err)
+	}
 	pid, err := b.startPause(ctx)
 	if err != nil {
 		return "", fmt.Errorf("shared PID namespace: %w", err)
@@ -92,24 +96,13 @@ func (b *Sandbox) startPause(ctx context.Context) (int, error) {
 }
 
 // killPause ends the reaper and with it every process of its PID namespace;
-// idempotent.
+// idempotent. One that is not on record yet is found by its cgroup.
 func (b *Sandbox) killPause() error {
-	p := b.record.Pause
-	if p == nil {
-		return nil
-	}
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if err == nil {
-		defer unix.Close(fd)
-		// The pidfd holds on to one process; is it ours, and not a later one with its number?
-		if start, serr := startTime(p.PID); serr == nil && start == p.StartTime {
-			err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-			awaitExit(fd, p.PID)
-			fault.Point("pause.killed")
+	if p := b.record.Pause; p != nil {
+		if err := p.kill(); err != nil {
+			return fmt.Errorf("end cri-pause %d: %w", p.PID, err)
 		}
-	}
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end cri-pause %d: %w", p.PID, err)
+		fault.Point("pause.killed")
 	}
 	cg, err := b.store.cgroups.Load(b.pauseCgroup())
 	if err == nil {
@@ -121,6 +114,27 @@ func (b *Sandbox) killPause() error {
 		return err
 	}
 	b.record.Pause = nil
+	return nil
+}
+
+// kill ends the process and waits for its end; one that is gone is no error.
+func (p *pauseRecord) kill() error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// The pidfd holds on to one process; is it ours, and not a later one with its number?
+	if start, err := startTime(p.PID); err != nil || start != p.StartTime {
+		return nil // it is gone
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	awaitExit(fd, p.PID)
 	return nil
 }
 

@@ -231,6 +231,36 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// A pod that goes before any came to a new daemon takes its host ports along.
+func TestReleaseAfterRestart(t *testing.T) {
+	h := newHost(t)
+	a := h.pod("a", Port{Protocol: "tcp", Host: 8080, Pod: 80})
+	h.pod("b")
+	h.serve(h.pods["a"], 80)
+	h.want("b", "tcp", "10.77.0.1:8080", "")
+	var err error
+	if h.b, err = New(testConfig()); err != nil {
+		t.Fatal(err)
+	}
+	h.b.Restore("a", a)
+	if err := h.b.Release("a"); err != nil {
+		t.Fatal(err)
+	}
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets, err := c.GetSets(newTable("crit0").table)
+	if err != nil || len(sets) == 0 {
+		t.Fatal(sets, err)
+	}
+	for _, set := range sets {
+		if elements, err := c.GetSetElements(set); err != nil || len(elements) > 0 {
+			t.Errorf("set %s has %v (%v)", set.Name, elements, err)
+		}
+	}
+}
+
 func TestForeignBridge(t *testing.T) {
 	h := newHost(t)
 	config := testConfig()
