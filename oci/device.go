@@ -52,6 +52,9 @@ func allDeviceRules() []specs.LinuxDeviceCgroup {
 }
 
 func checkDevices(list []*runtimeapi.Device) error {
+	if err := checkCount("config.devices", len(list), maxListed); err != nil {
+		return err
+	}
 	for i, d := range list {
 		field := index("config.devices", i)
 		if d == nil {
@@ -80,6 +83,7 @@ func (c *Container) devices() ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, e
 	privileged := c.Config.GetLinux().GetSecurityContext().GetPrivileged()
 	rules := defaultDeviceRules()
 	var nodes []specs.LinuxDevice
+	added := 0
 	if privileged {
 		rules = allDeviceRules()
 		nodes = slices.Clone(c.Host.PrivilegedDevices)
@@ -94,6 +98,9 @@ func (c *Container) devices() ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, e
 			node.Path = devicePath(d, node.Path)
 			nodes = slices.DeleteFunc(nodes, func(n specs.LinuxDevice) bool { return n.Path == node.Path })
 			nodes = append(nodes, node)
+			if added++; added > maxDevices {
+				return nil, nil, invalid(field+".host_path", "there are more than %d devices up to here", maxDevices)
+			}
 			if !privileged {
 				major, minor := node.Major, node.Minor
 				rules = append(rules, specs.LinuxDeviceCgroup{

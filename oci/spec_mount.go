@@ -59,9 +59,6 @@ func (c *Container) defaultMounts() []specs.Mount {
 // children, and returns the propagation that the root needs for them. Where
 // the request mounts on the place of a default, the default is left out.
 func (c *Container) mounts() ([]specs.Mount, string, error) {
-	if n := len(c.Config.GetMounts()); n > maxMounts {
-		return nil, "", invalid("config.mounts", "%d entries, at most %d are possible", n, maxMounts)
-	}
 	var volumes []specs.Mount
 	propagation := ""
 	for i, m := range c.Config.GetMounts() {

@@ -22,6 +22,9 @@ const (
 	maxPathBytes     = 4095    // PATH_MAX without the NUL
 	maxDNSBytes      = 2048    // one name server, search domain or option
 	maxMetadataBytes = 4 << 20 // labels or annotations together
+	maxDNSEntries    = 256     // name servers, search domains or options
+	maxPortMappings  = 4096
+	maxListed        = 4096 // devices, masked or read-only paths of a container
 	maxID            = math.MaxUint32 - 1
 )
 
@@ -69,6 +72,14 @@ func absolutePath(field, p string) (string, error) {
 		return "", invalid(field, `%q holds a ".." component`, p)
 	}
 	return path.Clean(p), nil
+}
+
+// checkCount bounds what costs a rule, a line or a step each.
+func checkCount(field string, n, limit int) error {
+	if n > limit {
+		return invalid(field, "%d entries, at most %d are possible", n, limit)
+	}
+	return nil
 }
 
 func checkMetadataMap(field string, m map[string]string) error {
@@ -140,6 +151,9 @@ func checkDNS(dns *runtimeapi.DNSConfig) error {
 	for name, list := range map[string][]string{
 		"servers": dns.GetServers(), "searches": dns.GetSearches(), "options": dns.GetOptions(),
 	} {
+		if err := checkCount("config.dns_config."+name, len(list), maxDNSEntries); err != nil {
+			return err
+		}
 		for i, s := range list {
 			field := index("config.dns_config."+name, i)
 			if err := checkText(field, s, maxDNSBytes); err != nil {
@@ -154,6 +168,9 @@ func checkDNS(dns *runtimeapi.DNSConfig) error {
 }
 
 func checkPorts(ports []*runtimeapi.PortMapping) error {
+	if err := checkCount("config.port_mappings", len(ports), maxPortMappings); err != nil {
+		return err
+	}
 	for i, p := range ports {
 		field := index("config.port_mappings", i)
 		if p == nil {

@@ -32,6 +32,8 @@ func ValidateContainer(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSa
 		checkMetadataMap("config.annotations", config.GetAnnotations()),
 		checkProcess(config),
 		checkDevices(config.GetDevices()),
+		checkCount("config.mounts", len(config.GetMounts()), maxMounts),
+		checkCount("config.CDI_devices", len(config.GetCDIDevices()), maxListed),
 		checkSecurity(config.GetLinux().GetSecurityContext(), pod.GetLinux().GetSecurityContext()),
 		checkResources(resourcesField, config.GetLinux().GetResources()),
 	); err != nil {
@@ -148,6 +150,9 @@ func checkSecurity(sec *runtimeapi.LinuxContainerSecurityContext, pod *runtimeap
 	for name, list := range map[string][]string{
 		".masked_paths": sec.GetMaskedPaths(), ".readonly_paths": sec.GetReadonlyPaths(),
 	} {
+		if err := checkCount(securityField+name, len(list), maxListed); err != nil {
+			return err
+		}
 		for i, p := range list {
 			if _, err := absolutePath(index(securityField+name, i), p); err != nil {
 				return err

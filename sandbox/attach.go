@@ -65,7 +65,7 @@ func (c *Container) attach(ctx context.Context, s *Streams) error {
 			}
 		})
 	}
-	x.lag(s)
+	x.lag(s, c.store.lag)
 	if err := x.start(s); err != nil {
 		return err
 	}
@@ -126,10 +126,10 @@ func (c *Container) attached(ctx context.Context, x *execStreams, a *conmon.Atta
 }
 
 // lag puts a buffer between the output and a client.
-func (x *execStreams) lag(s *Streams) {
+func (x *execStreams) lag(s *Streams, shared *pool) {
 	for _, to := range []*io.WriteCloser{&s.Stdout, &s.Stderr} {
 		if *to != nil {
-			l := newLagging(*to)
+			l := newLagging(*to, shared)
 			x.lags = append(x.lags, l)
 			*to = l
 		}
@@ -151,19 +151,21 @@ func (x *execStreams) lost() error {
 
 // lagging passes on what is written to it in its own time.
 type lagging struct {
-	to io.WriteCloser
+	to     io.WriteCloser
+	shared *pool
 
-	mu      sync.Mutex
-	changed *sync.Cond
-	queue   []byte
-	behind  int // bytes that the client has not taken
-	closed  bool
-	err     error
-	done    chan struct{}
+	mu       sync.Mutex
+	changed  *sync.Cond
+	queue    []byte
+	behind   int // bytes that the client has not taken
+	borrowed int // of behind, from the shared memory
+	closed   bool
+	err      error
+	done     chan struct{}
 }
 
-func newLagging(to io.WriteCloser) *lagging {
-	l := &lagging{to: to, done: make(chan struct{})}
+func newLagging(to io.WriteCloser, shared *pool) *lagging {
+	l := &lagging{to: to, shared: shared, done: make(chan struct{})}
 	l.changed = sync.NewCond(&l.mu)
 	go l.pass()
 	return l
@@ -176,7 +178,7 @@ func (l *lagging) Write(p []byte) (int, error) {
 	switch {
 	case l.closed:
 		return 0, os.ErrClosed
-	case l.err == nil && l.behind+len(p) > mostLag:
+	case l.err == nil && (l.behind+len(p) > mostLag || !l.borrow(l.behind+len(p))):
 		l.err = ErrSlow
 	}
 	if l.err != nil {
@@ -208,12 +210,33 @@ func (l *lagging) pass() {
 		_, err := l.to.Write(taken)
 		l.mu.Lock()
 		l.behind -= len(taken)
+		l.borrow(l.behind)
 		if l.err == nil {
 			l.err = err
 		}
 		l.mu.Unlock()
 	}
 	_ = l.to.Close() // a client that has left needs no news of it
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.borrow(0)
+	if l.err == nil {
+		l.err = os.ErrClosed
+	}
+}
+
+// borrow takes what a lag needs of the shared memory, or gives back what it
+// does not need any more; false when there is too little. The caller holds mu.
+func (l *lagging) borrow(behind int) bool {
+	more := max(0, behind-ownLag) - l.borrowed
+	if more <= 0 {
+		l.shared.give(-more)
+	} else if got := l.shared.take(more); got < more {
+		l.shared.give(got)
+		return false
+	}
+	l.borrowed += more
+	return true
 }
 
 // next exchanges what was written for what has queued up; false at the end.

@@ -39,6 +39,7 @@ type Container struct {
 	exited chan struct{} // closed once the status says exited
 	record containerRecord
 
+	execs    atomic.Int32 // commands that run beside its own
 	writable writableLayer
 	meter    meter
 

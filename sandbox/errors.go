@@ -17,8 +17,13 @@ var (
 	ErrSlow = errors.New("the client did not take the output fast enough and was detached")
 	// ErrOverrun: a subscriber did not keep up, or there are too many.
 	ErrOverrun = errors.New("too many events or subscribers")
+	// ErrTooMany: as many of its kind as may be are under way.
+	ErrTooMany = errors.New("too many at once")
 	// ErrClosed: the daemon ends.
 	ErrClosed = errors.New("the daemon ends")
+
+	// errNewer: a later version of the daemon has written it.
+	errNewer = errors.New("written by a later version")
 
 	errTooMany = errors.New("too many files to count at once")
 	errTooDeep = errors.New("directories are nested too deep")

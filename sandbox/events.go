@@ -110,7 +110,7 @@ func (s *Store) event(kind runtimeapi.ContainerEventType, id string, b *Sandbox)
 	e := &s.events
 	e.last = max(e.last+1, time.Now().UnixNano())
 	event := &Event{ID: id, Kind: kind, At: e.last, Sandbox: b.Status()}
-	for _, c := range b.containers() {
+	for _, c := range b.Containers() {
 		event.Containers = append(event.Containers, c.Status())
 	}
 	return event
@@ -125,7 +125,7 @@ func (b *Sandbox) Pod() (*SandboxStatus, []*ContainerStatus, int64) {
 	at := e.last
 	e.mu.Unlock()
 	var containers []*ContainerStatus
-	for _, c := range b.containers() {
+	for _, c := range b.Containers() {
 		containers = append(containers, c.Status())
 	}
 	return b.Status(), containers, at

@@ -69,6 +69,11 @@ func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) e
 	if err := c.require("exec in", stateRunning); err != nil {
 		return err
 	}
+	leave, err := c.enterExec()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	cg, err := c.cgroup()
 	if err != nil {
 		return err
@@ -93,7 +98,8 @@ func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) e
 }
 
 func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgroup) (ExecResult, error) {
-	room := &execRoom{left: maxExecOutput}
+	room := &execRoom{left: maxExecOutput, own: ownOutput, shared: c.store.output}
+	defer room.release()
 	out, errs := output{room: room}, output{room: room}
 	if err := errors.Join(out.open(), errs.open()); err != nil {
 		return ExecResult{}, err
@@ -170,10 +176,14 @@ func (c *Container) startExec(ctx context.Context, command *execCommand) (*conmo
 	if m == nil {
 		return nil, fmt.Errorf("its monitor is gone: %w", ErrState)
 	}
-	return m.Exec(ctx, conmon.ExecRequest{
+	e, err := m.Exec(ctx, conmon.ExecRequest{
 		Program: program, Files: files, KillOnHangup: true,
 		Stdin: command.stdio[0], Stdout: command.stdio[1], Stderr: command.stdio[2],
 	})
+	if errors.Is(err, unix.EAGAIN) { // some that were killed it has not buried yet
+		err = fmt.Errorf("%w: %w", err, ErrTooMany)
+	}
+	return e, err
 }
 
 func waitExec(ctx context.Context, e *conmon.Exec) (conmon.Exit, error) {
@@ -249,8 +259,34 @@ func (c *Container) keepForExec(spec *specs.Spec, filter []byte, flags uint32) {
 
 // execRoom is what the two streams of a command may still fill.
 type execRoom struct {
-	mu   sync.Mutex
-	left int
+	shared *pool
+
+	mu       sync.Mutex
+	left     int
+	own      int // of left; the rest is the shared one's
+	borrowed int
+}
+
+// take takes as much of n as there is room for.
+func (r *execRoom) take(n int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n = min(n, r.left)
+	own := min(n, r.own)
+	more := r.shared.take(n - own)
+	r.left -= own + more
+	r.own -= own
+	r.borrowed += more
+	return own + more
+}
+
+// release ends the use of the shared memory; the result is on its way.
+func (r *execRoom) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left = 0
+	r.shared.give(r.borrowed)
+	r.borrowed = 0
 }
 
 // output collects what a command writes to one of its streams.
@@ -292,11 +328,7 @@ func (o *output) read() {
 func (o *output) readSome() bool {
 	o.kept = slices.Grow(o.kept, max(minRead, len(o.kept)/2))
 	n, err := o.r.Read(o.kept[len(o.kept):cap(o.kept)])
-	o.room.mu.Lock()
-	fits := min(n, o.room.left)
-	o.room.left -= fits
-	o.room.mu.Unlock()
-	o.kept = o.kept[:len(o.kept)+fits]
+	o.kept = o.kept[:len(o.kept)+o.room.take(max(n, 0))]
 	return err == nil
 }
 

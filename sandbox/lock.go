@@ -14,6 +14,8 @@ import (
 type verbLock struct {
 	free   chan struct{}
 	holder atomic.Pointer[holder]
+	// waiting counts those who wait: clients come again for what is stuck.
+	waiting atomic.Int32
 }
 
 type holder struct {
@@ -35,6 +37,10 @@ func (l *verbLock) lock(ctx context.Context, verb string) error {
 	select {
 	case <-l.free:
 	default:
+		defer l.waiting.Add(-1)
+		if n := l.waiting.Add(1); n > maxWaiting {
+			return fmt.Errorf("%s: %d others wait for this pod: %w", verb, n-1, ErrTooMany)
+		}
 		select {
 		case <-l.free:
 		case <-ctx.Done():

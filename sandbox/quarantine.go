@@ -36,6 +36,10 @@ func (s *Store) quarantine(dir string, why error) {
 		}
 		return
 	}
+	if errors.Is(why, errNewer) {
+		klog.ErrorS(why, "Left as it is: start the version that wrote it again, or remove the pod with that", "dir", dir)
+		return
+	}
 	d := Damaged{Dir: s.root("damaged", filepath.Base(dir)+"-"+newID()[:8]), From: dir, Reason: why.Error(), Remedy: remedyAside, At: time.Now()}
 	if err := writeRecord(filepath.Join(dir, reasonFile), &d, false); err != nil {
 		klog.ErrorS(err, "Note why a record is unusable", "dir", dir)

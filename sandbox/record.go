@@ -18,10 +18,29 @@ import (
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
+// recordFormat is the newest format of records that this version reads. A member
+// that an older daemon may leave out needs no other one; what it must not
+// misunderstand does.
+const recordFormat = 1
+
+// readFormat reads a record if this version can: in a later format any member may mean
+// something else. Without one it is the first.
+func readFormat(path string, record any) error {
+	var r struct{ Format int }
+	if err := ledger.Read(path, &r); err != nil {
+		return err
+	}
+	if r.Format > recordFormat {
+		return fmt.Errorf("record %s: %w: its format is %d, this version reads %d", path, errNewer, r.Format, recordFormat)
+	}
+	return ledger.Read(path, record)
+}
+
 // sandboxRecord is sandbox.json. It is written before the first effect, so
 // that a daemon that finds it without Ready knows what to undo: everything
 // that a sandbox of this config can have, by names that follow from its id.
 type sandboxRecord struct {
+	Format     int `json:",omitempty"`
 	ID         string
 	Handler    string `json:",omitempty"`
 	CreatedAt  int64
@@ -44,6 +63,7 @@ type pauseRecord struct {
 // containerRecord is container.json, written once, before the first effect. What
 // happens later is in files beside it: config.json, `exit` by the monitor, and lost.json.
 type containerRecord struct {
+	Format       int `json:",omitempty"`
 	ID           string
 	SandboxID    string
 	CreatedAt    int64

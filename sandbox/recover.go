@@ -35,6 +35,9 @@ func (s *Store) recover(ctx context.Context) error {
 	}
 	for _, e := range boxes {
 		b, err := s.loadSandbox(e.Name())
+		if errors.Is(err, errNewer) {
+			s.newer[e.Name()] = true
+		}
 		if err != nil {
 			s.quarantine(s.root("sandboxes", e.Name()), err)
 			continue
@@ -126,7 +129,7 @@ func (s *Store) removeAll(path string) {
 
 func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 	var r sandboxRecord
-	if err := ledger.Read(s.root("sandboxes", id, sandboxFile), &r); err != nil {
+	if err := readFormat(s.root("sandboxes", id, sandboxFile), &r); err != nil {
 		return nil, err
 	}
 	if r.ID != id {
@@ -196,14 +199,17 @@ func (b *Sandbox) lost(boot string) bool {
 
 func (s *Store) loadContainer(id string) (*Container, error) {
 	c := &Container{id: id, store: s, exited: make(chan struct{})}
-	if err := ledger.Read(s.root("containers", id, containerFile), &c.record); err != nil {
-		return nil, err
-	}
-	config := &runtimeapi.ContainerConfig{}
-	if err := decodeMessage(c.record.Config, config); err != nil {
+	if err := readFormat(s.root("containers", id, containerFile), &c.record); err != nil {
 		return nil, err
 	}
 	r := &c.record
+	if s.newer[r.SandboxID] {
+		return nil, fmt.Errorf("container of pod %s: %w", r.SandboxID, errNewer)
+	}
+	config := &runtimeapi.ContainerConfig{}
+	if err := decodeMessage(r.Config, config); err != nil {
+		return nil, err
+	}
 	if r.ID != id {
 		return nil, fmt.Errorf("record of container %q: %w", r.ID, ErrInvalid)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,7 +30,8 @@ type Sandbox struct {
 	status atomic.Pointer[SandboxStatus]
 	meter  meter
 	net    netFile
-	shared atomic.Bool // other pods are in its cgroup, too
+	shared atomic.Bool           // other pods are in its cgroup, too
+	own    map[string]*Container // by id; guarded by the Store's mu
 
 	// mu guards what follows, and the publishing of status.
 	mu     sync.Mutex
@@ -38,7 +40,7 @@ type Sandbox struct {
 }
 
 func newSandbox(s *Store, id string, config *runtimeapi.PodSandboxConfig, handler string) *Sandbox {
-	b := &Sandbox{id: id, store: s, verb: newVerbLock(), names: map[string]*flight[*Container]{}}
+	b := &Sandbox{id: id, store: s, verb: newVerbLock(), names: map[string]*flight[*Container]{}, own: map[string]*Container{}}
 	b.record = sandboxRecord{ID: id, Handler: handler, CreatedAt: time.Now().UnixNano(), Boot: s.boot}
 	b.record.Cgroup = config.GetLinux().GetCgroupParent()
 	if b.record.Cgroup == "" {
@@ -326,7 +328,7 @@ func (b *Sandbox) Remove(ctx context.Context) error {
 	if err := b.stop(ctx); err != nil {
 		return err
 	}
-	for _, c := range b.containers() {
+	for _, c := range b.Containers() {
 		if err := c.remove(ctx); err != nil {
 			return err
 		}
@@ -355,16 +357,11 @@ func (b *Sandbox) remove(ctx context.Context) error {
 	return b.store.discard(b.root())
 }
 
-// containers returns those of this sandbox, the newest first: of several with
+// Containers returns those of this sandbox, the newest first: of several with
 // one name a kubelet with the evented PLEG takes the first for the present one.
-func (b *Sandbox) containers() []*Container {
-	var own []*Container
+func (b *Sandbox) Containers() []*Container {
 	b.store.mu.RLock()
-	for _, c := range b.store.containers {
-		if c.box == b {
-			own = append(own, c)
-		}
-	}
+	own := slices.Collect(maps.Values(b.own))
 	b.store.mu.RUnlock()
 	slices.SortFunc(own, func(x, y *Container) int { return cmp.Compare(y.Status().CreatedAt, x.Status().CreatedAt) })
 	return own
@@ -372,7 +369,7 @@ func (b *Sandbox) containers() []*Container {
 
 // stopContainers kills all containers at once.
 func (b *Sandbox) stopContainers(ctx context.Context) error {
-	own := b.containers()
+	own := b.Containers()
 	errs := make([]error, len(own))
 	var wait sync.WaitGroup
 	for i, c := range own {

@@ -13,11 +13,24 @@ import (
 	"github.com/cri-runtime/cri-runtime/oci"
 )
 
+// maxSources bounds the descriptors that the making of one container takes; the
+// launch program has slots for a few more.
+const maxSources = 200
+
 // openSources prepares the sources that the launch program cannot open by itself:
 // images, and trees whose ids are mapped.
 func (l *launch) openSources() error {
 	l.sources = make([]*os.File, len(l.spec.Mounts))
 	l.options.Sources = oci.GivenSources(l.spec)
+	given := 0
+	for _, is := range l.options.Sources {
+		if is {
+			given++
+		}
+	}
+	if given > maxSources {
+		return fmt.Errorf("config.mounts: %d are images or have mapped ids, at most %d are possible: %w", given, maxSources, ErrInvalid)
+	}
 	for i := range l.spec.Mounts {
 		if !l.options.Sources[i] {
 			continue

@@ -75,8 +75,14 @@ type Store struct {
 	events   events
 	readers  sync.Pool    // of *oci.StatsReader
 	netFiles atomic.Int32 // open for statistics
+	execs    atomic.Int32 // commands that run beside the containers' own
+	output   *pool        // for their output
+	lag      *pool        // for output that attached clients have not taken
 
 	userNSProblem error // why there is no userNS
+	// newer are the pods that a later version has written: they and what is in
+	// them are left as they are. Only recover changes it.
+	newer map[string]bool
 
 	// mu guards the three maps and no object in them.
 	mu         sync.RWMutex
@@ -97,8 +103,11 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		config: config, boot: bootID(), net: net,
 		sandboxes:  map[string]*Sandbox{},
 		containers: map[string]*Container{},
+		newer:      map[string]bool{},
 		names:      map[string]*flight[*Sandbox]{},
 		measurer:   newMeasurer(),
+		output:     newPool(sharedOutput),
+		lag:        newPool(sharedLag),
 	}
 	s.events.open()
 	var undo cleanup
@@ -203,6 +212,9 @@ func (s *Store) Notes() []string {
 	var notes []string
 	if p := s.features.Overlay.Problem; p != "" {
 		notes = append(notes, "no container can have a root file system: "+p)
+	}
+	if n := len(s.newer); n > 0 {
+		notes = append(notes, fmt.Sprintf("%d pods were written by a later version of the daemon: they run on, unlisted; start that version again, or remove them with it", n))
 	}
 	if s.host.SysResource {
 		return notes
@@ -336,13 +348,14 @@ func (s *Store) dropSandbox(b *Sandbox) {
 func (s *Store) addContainer(c *Container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.containers[c.id] = c
+	s.containers[c.id], c.box.own[c.id] = c, c
 }
 
 func (s *Store) dropContainer(c *Container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
+	delete(c.box.own, c.id)
 }
 
 // newID returns 64 random hexadecimal digits.

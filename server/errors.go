@@ -61,6 +61,7 @@ func codeOf(err error) codes.Code {
 		{sandbox.ErrState, codes.FailedPrecondition},
 		{sandbox.ErrUnsupported, codes.Unimplemented},
 		{sandbox.ErrOverrun, codes.ResourceExhausted},
+		{sandbox.ErrTooMany, codes.ResourceExhausted},
 		{sandbox.ErrClosed, codes.Unavailable},
 		{oci.ErrInvalid, codes.InvalidArgument},
 		{oci.ErrUnsupported, codes.Unimplemented},

@@ -53,10 +53,8 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.R
 	}
 	id := box.Status().ID
 	var held []*sandbox.ContainerStatus
-	for _, c := range s.config.Runtime.Containers() {
-		if st := c.Status(); st.SandboxID == id {
-			held = append(held, st)
-		}
+	for _, c := range box.Containers() {
+		held = append(held, c.Status())
 	}
 	err = box.Remove(ctx)
 	// Also after an error: some of the containers may be gone.

@@ -43,13 +43,7 @@ func (s *runtimeService) PodSandboxStats(_ context.Context, req *runtimeapi.PodS
 	if err != nil {
 		return nil, err
 	}
-	var own []*sandbox.Container
-	for _, c := range s.config.Runtime.Containers() {
-		if c.Status().SandboxID == box.Status().ID {
-			own = append(own, c)
-		}
-	}
-	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(box, own)}, nil
+	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(box, box.Containers())}, nil
 }
 
 // ListPodSandboxStats tells what the pods that pass the filter use; those that
