@@ -57,6 +57,7 @@ func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
 			rt.CapabilityArgs = full.CapabilityArgs
 		}
 	}
+	n.endLeftovers(pod.ID, att != nil)
 	if err := n.releaseBuiltin(pod.ID); err != nil {
 		return err
 	}

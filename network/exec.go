@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,7 @@ const (
 type runner struct {
 	version.PluginDecoder
 	timeout time.Duration
+	mark    string // variable that marks plugins, and what they start, as ours
 }
 
 var _ invoke.Exec = (*runner)(nil)
@@ -63,7 +65,7 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	verb := environ(env, "CNI_COMMAND")
-	stdout, stderr, err := r.run(ctx, path, stdin, env)
+	stdout, stderr, err := r.run(ctx, path, stdin, append(slices.Clone(env), r.mark))
 	if err == nil && verb == "ADD" {
 		err = checkResult(stdout)
 	}

@@ -72,6 +72,9 @@ type Network struct {
 
 	attaching sync.RWMutex // read: Attach; write, without waiting: GC
 
+	leftMu sync.Mutex
+	left   map[string][]leftover // by sandbox; of before this daemon's start
+
 	stop    context.CancelFunc
 	stopped chan struct{}
 }
@@ -118,13 +121,16 @@ func Open(config Config) (*Network, error) {
 	if config.Timeout <= 0 {
 		config.Timeout = defaultTimeout
 	}
-	n := &Network{config: config, runner: &runner{timeout: config.Timeout}, stopped: make(chan struct{})}
+	n := &Network{config: config, runner: &runner{timeout: config.Timeout, mark: pluginMark + config.CacheDir}, stopped: make(chan struct{})}
 	n.cni = libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, n.runner)
 	if err := os.MkdirAll(n.recordDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
 	if err := n.openBuiltin(); err != nil {
 		return nil, err
+	}
+	if err := n.findLeftovers(); err != nil {
+		return nil, fmt.Errorf("open network: find plugins that still run: %w", err)
 	}
 	n.refresh()
 	ctx, stop := context.WithCancel(context.Background())
@@ -138,6 +144,7 @@ func Open(config Config) (*Network, error) {
 func (n *Network) Close() error {
 	n.stop()
 	<-n.stopped
+	n.dropLeftovers()
 	if n.builtin == nil {
 		return nil
 	}

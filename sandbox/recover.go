@@ -23,12 +23,13 @@ const (
 	// does not answer goes on being asked in the background.
 	connectTimeout  = 2 * time.Second
 	connectParallel = 16
+	undoParallel    = 64
 )
 
 // recover reads all records and finds out what became of each object
 // while no daemon ran. What is half made is undone in the background.
 func (s *Store) recover(ctx context.Context) error {
-	var undo []func(context.Context) error
+	var boxWork, work undoing
 	boxes, err := os.ReadDir(s.root("sandboxes"))
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
@@ -42,7 +43,7 @@ func (s *Store) recover(ctx context.Context) error {
 			s.quarantine(s.root("sandboxes", e.Name()), err)
 			continue
 		}
-		undo = append(undo, b.recover()...)
+		boxWork = append(boxWork, b.recover()...)
 	}
 	fault.Point("recover.sandboxes.read")
 	containers, err := os.ReadDir(s.root("containers"))
@@ -59,10 +60,10 @@ func (s *Store) recover(ctx context.Context) error {
 				s.quarantine(s.root("containers", e.Name()), err)
 				return nil
 			}
-			work := c.recover(ctx)
+			own := c.recover(ctx)
 			mu.Lock()
 			defer mu.Unlock()
-			undo = append(undo, work...)
+			work = append(work, own...)
 			return nil
 		})
 	}
@@ -77,9 +78,9 @@ func (s *Store) recover(ctx context.Context) error {
 	s.tidying.Store(true)
 	s.background.Go(func() {
 		defer s.tidying.Store(false)
-		s.tidy(context.WithoutCancel(ctx), undo)
+		s.tidy(context.WithoutCancel(ctx), work, boxWork)
 	})
-	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(undo))
+	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(work)+len(boxWork))
 	return nil
 }
 
@@ -101,15 +102,30 @@ func (s *Store) sweep(kind string) error {
 	return nil
 }
 
-// tidy does what start-up need not wait for.
-func (s *Store) tidy(ctx context.Context, undo []func(context.Context) error) {
+// undoing is work that start-up need not wait for.
+type undoing []func(context.Context) error
+
+// run does all of it, many at once: one of them may have to wait for a plugin that hangs.
+func (u undoing) run(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
 	defer cancel()
-	for _, f := range undo {
-		if err := f(ctx); err != nil {
-			klog.ErrorS(err, "Undo what was left half made")
-		}
+	var group errgroup.Group
+	group.SetLimit(undoParallel)
+	for _, f := range u {
+		group.Go(func() error {
+			if err := f(ctx); err != nil {
+				klog.ErrorS(err, "Undo what was left half made")
+			}
+			return nil
+		})
 	}
+	_ = group.Wait() // nothing in it fails
+}
+
+// tidy does what start-up need not wait for, a pod's containers before the pod.
+func (s *Store) tidy(ctx context.Context, containers, sandboxes undoing) {
+	containers.run(ctx)
+	sandboxes.run(ctx)
 	fault.Point("recover.undone")
 	trash, err := os.ReadDir(s.root("trash"))
 	if err != nil {

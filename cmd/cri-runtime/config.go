@@ -253,6 +253,7 @@ func (c *config) checkChoices() error {
 		d   duration
 	}{
 		{"image.no_progress_timeout", c.Image.NoProgressTimeout},
+		{"network.plugin_timeout", c.Network.PluginTimeout},
 		{"streaming.idle_timeout", c.Streaming.IdleTimeout},
 		{"streaming.creation_timeout", c.Streaming.CreationTimeout},
 	} {

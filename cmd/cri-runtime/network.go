@@ -30,6 +30,8 @@ type networkConfig struct {
 	Bridge  string   `toml:"bridge"`
 	Subnets []string `toml:"subnets"`
 	MTU     int      `toml:"mtu"`
+
+	PluginTimeout duration `toml:"plugin_timeout"`
 }
 
 // network returns what the package network is opened with. What the
@@ -55,7 +57,7 @@ func (c *config) network() (network.Config, error) {
 		}
 	}
 	out := network.Config{
-		ConfDir: n.ConfDir, BinDirs: n.BinDirs, CacheDir: filepath.Join(c.Root, "cni"), Fallback: n.Builtin, FixedSubnets: fixed,
+		ConfDir: n.ConfDir, BinDirs: n.BinDirs, CacheDir: filepath.Join(c.Root, "cni"), Timeout: n.PluginTimeout.Duration, Fallback: n.Builtin, FixedSubnets: fixed,
 		Builtin: builtin.Config{Bridge: n.Bridge, Owner: "cri-runtime " + filepath.Clean(c.Root), MTU: n.MTU},
 	}
 	for i, text := range n.Subnets {
