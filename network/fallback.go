@@ -42,6 +42,9 @@ func (n *Network) openBuiltin() error {
 	}
 	for _, entry := range entries {
 		id := strings.TrimSuffix(entry.Name(), ".json")
+		if strings.HasSuffix(id, ".next") {
+			continue // a crash came before it took the record's place
+		}
 		if rec, err := n.readRecord(id); err == nil && rec != nil && rec.Lease != nil {
 			b.Restore(id, rec.Lease)
 		}

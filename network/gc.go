@@ -13,6 +13,26 @@ import (
 // gcTimeout is how long GC may hold up those who want to attach.
 const gcTimeout = 10 * time.Second
 
+// Collect detaches what was attached for sandboxes that do not exist any more,
+// as when somebody has removed a record by hand. Plugins are not asked for what
+// else they have: it may be another runtime's.
+func (n *Network) Collect(ctx context.Context, exists func(id string) bool) error {
+	left, err := n.attached()
+	if err != nil {
+		return fmt.Errorf("collect leftovers of the network: %w", err)
+	}
+	var errs []error
+	for id, netns := range left {
+		if exists(id) {
+			continue
+		}
+		if err := n.detach(ctx, Pod{ID: id, NetNS: netns}, nil); err != nil {
+			errs = append(errs, fmt.Errorf("collect leftovers of the network: sandbox %s: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // GC detaches all that was attached for sandboxes other than those in keep,
 // and then asks plugins that know the verb to drop what belongs to none of
 // them; a network must therefore not be shared with another runtime. Plugins

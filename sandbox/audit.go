@@ -39,6 +39,7 @@ type audit struct {
 	boxes      map[string]*Sandbox
 	containers map[string]*audited
 	boot       string
+	newer      []string // ids of what a later version has made, and this one leaves alone
 }
 
 // audited is a container as its records tell.
@@ -71,8 +72,12 @@ func Check(config Config, memory *Memory) (*Audit, error) {
 	return &a.Audit, nil
 }
 
-// busy tells whether the daemon works on the sandbox or container now.
+// busy tells whether the daemon works on the sandbox or container now, or leaves
+// it alone.
 func (a *audit) busy(ids ...string) bool {
+	if slices.ContainsFunc(ids, func(id string) bool { return slices.Contains(a.newer, id) }) {
+		return true
+	}
 	return a.memory != nil && (a.memory.Tidying || slices.ContainsFunc(ids, func(id string) bool { return slices.Contains(a.memory.UnderWay, id) }))
 }
 
@@ -115,6 +120,10 @@ func (a *audit) readSandboxes(s *Store) error {
 			continue
 		}
 		b, err := s.loadSandbox(id)
+		if errors.Is(err, errNewer) {
+			a.newer = append(a.newer, id)
+			continue
+		}
 		if err != nil {
 			a.Findings.Add(filepath.Join(dir, sandboxFile), err.Error(), remedyDamaged)
 			continue
@@ -147,6 +156,10 @@ func (a *audit) readContainers(s *Store) error {
 			continue
 		}
 		c, err := s.loadContainer(id)
+		if errors.Is(err, errNewer) {
+			a.newer = append(a.newer, id)
+			continue
+		}
 		if err != nil {
 			a.Findings.Add(filepath.Join(dir, containerFile), err.Error(), remedyDamaged)
 			continue

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,7 +151,7 @@ func (c *Container) watch(m *conmon.Monitor) {
 	c.killLeftovers()
 	fault.Point("watch.leftovers.killed")
 	if lost {
-		c.publishLost(reasonMonitorLost, monitorLost)
+		c.publishLost(lostRecord{Reason: reasonMonitorLost, Message: monitorLost})
 	} else {
 		c.publishExit(exit)
 	}
@@ -208,11 +209,13 @@ type lostRecord struct {
 }
 
 // publishLost reports an end that nobody has seen.
-func (c *Container) publishLost(reason, message string) {
-	l := lostRecord{Reason: reason, Message: message, ExitCode: 137, StartedAt: c.Status().StartedAt, FinishedAt: time.Now().UnixNano()}
-	if reason == reasonUnknown {
+func (c *Container) publishLost(l lostRecord) {
+	l.ExitCode = 137
+	if l.Reason == reasonUnknown {
 		l.ExitCode = 255
 	}
+	l.StartedAt = cmp.Or(c.Status().StartedAt, l.StartedAt)
+	l.FinishedAt = cmp.Or(l.FinishedAt, time.Now().UnixNano())
 	if err := writeRecord(c.root(lostFile), &l, false); err != nil {
 		klog.ErrorS(err, "Record a container's end", "container", c.id, "pod", c.box.id)
 	}

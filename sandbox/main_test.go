@@ -40,6 +40,8 @@ func (n *noNetwork) Attach(context.Context, network.Pod) (*network.Attachment, e
 	return &network.Attachment{Network: "test", IPs: []string{"192.0.2.7"}}, nil
 }
 
+func (n *noNetwork) Restore(network.Pod, *network.Attachment) error { return nil }
+
 func (n *noNetwork) Detach(context.Context, network.Pod, *network.Attachment) error {
 	n.detached.Add(1)
 	return nil

@@ -40,7 +40,7 @@ func (s *Store) recover(ctx context.Context) error {
 			s.newer[e.Name()] = true
 		}
 		if err != nil {
-			s.quarantine(s.root("sandboxes", e.Name()), err)
+			boxWork = append(boxWork, s.quarantine(s.root("sandboxes", e.Name()), err, s.clearSandbox)...)
 			continue
 		}
 		boxWork = append(boxWork, b.recover()...)
@@ -56,11 +56,12 @@ func (s *Store) recover(ctx context.Context) error {
 	for _, e := range containers {
 		group.Go(func() error {
 			c, err := s.loadContainer(e.Name())
+			var own undoing
 			if err != nil {
-				s.quarantine(s.root("containers", e.Name()), err)
-				return nil
+				own = s.quarantine(s.root("containers", e.Name()), err, s.clearContainer)
+			} else {
+				own = c.recover(ctx)
 			}
-			own := c.recover(ctx)
 			mu.Lock()
 			defer mu.Unlock()
 			work = append(work, own...)
@@ -198,6 +199,11 @@ func (b *Sandbox) recover() []func(context.Context) error {
 		// A reboot took the namespaces: the network's plugins must still be told.
 		return []func(context.Context) error{b.Stop}
 	}
+	if b.ownNetwork(b.Status().Config) {
+		if err := b.store.net.Restore(b.pod(), b.record.Attachment); err != nil {
+			klog.ErrorS(err, "Mend the record of an attachment", "pod", b.id, "remedy", remedyPodAnew)
+		}
+	}
 	b.update(func(st *SandboxStatus) { st.State = sandboxReady })
 	return nil
 }
@@ -271,17 +277,38 @@ func (c *Container) recover(ctx context.Context) []func(context.Context) error {
 	if c.recoverEnd() {
 		return nil
 	}
+	if rebooted(c.record.Boot, c.store.boot) {
+		c.publishLost(c.unseenEnd())
+		return nil
+	}
 	c.restoreLimits()
 	fault.Point("recover.limits.restored")
 	adopting, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	if err := c.adopt(adopting, lostRecord{Reason: reasonUnknown, Message: "the container ended while no daemon ran and its monitor left no record, as after a reboot"}); err != nil {
+	if err := c.adopt(adopting, c.unseenEnd()); err != nil {
 		return []func(context.Context) error{func(context.Context) error {
 			c.store.watchers.Go(c.awaitMonitor)
 			return nil
 		}}
 	}
 	return nil
+}
+
+// unseenEnd describes the end of a container that no daemon has seen and of which
+// its monitor has left no readable record. Some times are bounds only.
+func (c *Container) unseenEnd() lostRecord {
+	l := lostRecord{Reason: reasonUnknown, StartedAt: c.record.CreatedAt, FinishedAt: time.Now().UnixNano()}
+	l.Message = "the container ended while no daemon ran and its monitor left no record"
+	if rebooted(c.record.Boot, c.store.boot) {
+		l.Message = "the machine was started anew: the container ended with the last run of it at the latest"
+		if at := bootedAt(); at > l.StartedAt && at < l.FinishedAt {
+			l.FinishedAt = at
+		}
+	}
+	if _, err := conmon.ReadExit(c.root()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		l.Message = "the container ended while no daemon ran, and the record of how cannot be read: " + err.Error()
+	}
+	return l
 }
 
 // undo takes away a container that was never finished.
@@ -319,7 +346,7 @@ func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 		if !c.recoverEnd() {
 			c.killLeftovers()
 			fault.Point("recover.leftovers.killed")
-			c.publishLost(lost.Reason, lost.Message)
+			c.publishLost(lost)
 		}
 		return nil
 	case err != nil:

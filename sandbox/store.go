@@ -37,6 +37,8 @@ const closeTimeout = 5 * time.Second
 type Network interface {
 	Attach(ctx context.Context, pod network.Pod) (*network.Attachment, error)
 	Detach(ctx context.Context, pod network.Pod, att *network.Attachment) error
+	// Restore mends what the network keeps of an attachment that is there.
+	Restore(pod network.Pod, att *network.Attachment) error
 }
 
 // Config is what a Store is opened with.

@@ -34,6 +34,8 @@ func (anyNetwork) Attach(context.Context, network.Pod) (*network.Attachment, err
 	return &network.Attachment{Network: "any", IPs: []string{"192.0.2.1"}}, nil
 }
 
+func (anyNetwork) Restore(network.Pod, *network.Attachment) error { return nil }
+
 func (anyNetwork) Detach(context.Context, network.Pod, *network.Attachment) error { return nil }
 
 // attack is a request of which one field is wrong.

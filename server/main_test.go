@@ -34,6 +34,8 @@ func (noNetwork) Attach(context.Context, network.Pod) (*network.Attachment, erro
 	return nil, errors.New("no network in this test")
 }
 
+func (noNetwork) Restore(network.Pod, *network.Attachment) error { return nil }
+
 func (noNetwork) Detach(context.Context, network.Pod, *network.Attachment) error { return nil }
 
 // memoryImages is a small image store: images by id, names as their RepoTags

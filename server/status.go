@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
 // Version names the runtime and the API.
@@ -41,12 +43,21 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 		}
 		if s.config.Runtime != nil {
 			resp.Info["features"] = toJSON(s.config.Runtime.Features())
+			resp.Info["damaged"] = damaged(s.config.Runtime.Damaged())
 		}
 		if s.config.NetworkStatus != nil {
 			resp.Info["network"] = toJSON(s.config.NetworkStatus())
 		}
 	}
 	return resp, nil
+}
+
+// damaged shows what was moved aside because its record could not be read.
+func damaged(list []sandbox.Damaged, err error) string {
+	if err != nil {
+		return toJSON(map[string]string{"error": err.Error()})
+	}
+	return toJSON(list)
 }
 
 // condition asks ready; note is what there is to say although it is true.

@@ -171,6 +171,18 @@ func (b *Bridge) Restore(id string, l *Lease) {
 	}
 }
 
+// Prefix returns an address with the length of its subnet.
+func (b *Bridge) Prefix(a netip.Addr) netip.Prefix {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.config.Subnets {
+		if p.Contains(a) {
+			return netip.PrefixFrom(a, p.Bits())
+		}
+	}
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
 // Resume makes the table anew for the leases that were restored: what the last
 // daemon had in it, or somebody has done to it since, is not known.
 func (b *Bridge) Resume() error {
