@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -410,7 +409,7 @@ func (c *Container) ReopenLog(ctx context.Context) error {
 	if err := c.require("reopen the log of", stateRunning); err != nil {
 		return err
 	}
-	log, err := openLog(c.Status().LogPath)
+	log, err := c.openLog()
 	if err != nil || log == nil {
 		return err
 	}
@@ -421,27 +420,4 @@ func (c *Container) ReopenLog(ctx context.Context) error {
 		return fmt.Errorf("reopen the log of container %s: its monitor is gone: %w", c.id, ErrState)
 	}
 	return m.ReopenLog(ctx, log)
-}
-
-// openLog opens a log for appending; nil without a path.
-func openLog(path string) (*os.File, error) {
-	if path == "" {
-		return nil, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	// A FIFO or a device in the log's place must not hang the daemon.
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o640)
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("open log %s: not a regular file: %w", path, ErrInvalid)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }

@@ -363,7 +363,7 @@ func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
 	}
 	fault.Point("create.files.opened")
 	exitDir := open.dir(l.root())
-	log := open.keep(openLog(l.record.LogPath))
+	log := open.keep(l.openLog())
 	oom := open.keep(l.cgroup.OOMFile())
 	if open.err != nil {
 		return nil, open.err

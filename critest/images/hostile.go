@@ -1,6 +1,9 @@
 package images
 
-import "strings"
+import (
+	"archive/tar"
+	"strings"
+)
 
 // Canary is the absolute path that the hostile layers try to write to. Its
 // directory exists on every host.
@@ -60,9 +63,46 @@ func hostile(base Layer, specs map[string]Spec) {
 	}
 	specs["claims"] = Spec{Layers: []Layer{base}, Config: claims}
 
+	attacks(base, specs)
+
 	specs["hostile-config"] = Spec{Layers: []Layer{base}, RawConfig: []byte(`{"rootfs":`)}
 	specs["hostile-config-layers"] = Spec{
 		Layers:    []Layer{base},
 		RawConfig: []byte(`{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[]}}`),
 	}
+}
+
+// attacks adds images that are pulled, and whose containers then try something.
+func attacks(base Layer, specs map[string]Spec) {
+	add := func(name string, config Config, entries ...Entry) {
+		specs["attack-"+name] = Spec{Layers: []Layer{base, {Entries: entries}}, Config: config}
+	}
+	user := func(name string) Config {
+		c := busyboxConfig()
+		c.User = name
+		return c
+	}
+	// CVE-2019-5736: what is started is the runtime's own program, by three names.
+	add("self-exe", busyboxConfig(), Symlink("evil", "/proc/self/exe"), File("script", "#!/proc/self/exe\n", 0o755))
+	// CVE-2019-19921: decoys that take what is meant for the kernel.
+	add("decoys", busyboxConfig(), Dir("decoy/", 0o777), Dir("decoy/self/", 0o777), Dir("decoy/sys/", 0o777),
+		Dir("decoy/self/attr/", 0o777), File("decoy/self/attr/exec", "", 0o666), File("decoy/self/oom_score_adj", "", 0o666),
+		Symlink("proc", "/decoy"), Symlink("sys", "/decoy/sys"))
+	// CVE-2024-5154: files that a runtime writes lead elsewhere.
+	up := strings.Repeat("../", 24) + Canary[1:]
+	add("written-files", busyboxConfig(), Symlink("etc/mtab", Canary), Symlink("etc/hosts", Canary+"/hosts"), Symlink("etc/hostname", up+"/hostname"),
+		Symlink("etc/resolv.conf", up+"/resolv.conf"), Symlink("volume", "/"+up+"/volume"), Symlink("etc/group", Canary))
+	// CVE-2022-4318: real control bytes where a line of /etc/passwd could be made of them.
+	add("home-control", user("evil"), File("etc/passwd", "root:x:0:0::/root:/bin/sh\nevil:x:1000:1000::/home/\x1b[2J\r\x01:/bin/sh\n", 0o644))
+	// CVE-2025-4437: files that do not end, or that wait for a writer.
+	add("passwd-endless", user("alice"), Entry{Name: "etc/passwd", Type: tar.TypeChar, Mode: 0o644, Major: 1, Minor: 5},
+		Entry{Name: "etc/group", Type: tar.TypeChar, Mode: 0o644, Major: 1, Minor: 5})
+	add("passwd-fifo", user("alice"), Entry{Name: "etc/passwd", Type: tar.TypeFifo, Mode: 0o644}, Entry{Name: "etc/group", Type: tar.TypeFifo, Mode: 0o644})
+	env := busyboxConfig()
+	env.Env = append(env.Env, "=no name", "LINES=a\nHOME=/stolen", "LD_PRELOAD=/evil.so", "CRI_RUNTIME_BIN=/evil", "NOTIFY_SOCKET=/evil", "GODEBUG=x=1")
+	add("environment", env)
+	// CVE-2024-21626: the working directory is a descriptor of the runtime's.
+	fd := busyboxConfig()
+	fd.WorkingDir = "/proc/self/fd/7/../../../../../../tmp"
+	add("workdir", fd, Symlink("link", "/proc/self/fd/8"))
 }
