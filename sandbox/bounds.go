@@ -13,8 +13,9 @@ const (
 	// maxWaiting bounds the verbs that wait for one pod.
 	maxWaiting = 64
 	// sharedOutput is for what commands have written beyond ownOutput each, and
-	// sharedLag for what attached clients have not taken beyond ownLag each.
-	sharedOutput = 256 << 20
+	// sharedLag for what attached clients have not taken beyond ownLag each. Output
+	// costs four times its size: buffers grow, and answers are encoded.
+	sharedOutput = 64 << 20
 	ownOutput    = 64 << 10
 	sharedLag    = 256 << 20
 	ownLag       = 256 << 10

