@@ -17,6 +17,8 @@ var (
 	errDamaged = errors.New("damaged")
 	// errFindings: a check found what does not fit together.
 	errFindings = errors.New("findings")
+	// errUnfit: something on this host keeps pods from running.
+	errUnfit = errors.New("checks failed")
 	// errInterrupted: a signal ended the command.
 	errInterrupted = errors.New("interrupted")
 )

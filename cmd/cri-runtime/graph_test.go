@@ -24,19 +24,20 @@ const (
 // A package below critest may import what is below critest.
 func graph() map[string][]string {
 	return map[string][]string{
-		"cmd/cri-runtime":  {"server", "server/control", "sandbox", "network", "network/builtin", "imageservice", "conmon", "oci", "fault", "ledger"},
-		"server":           {"sandbox", "imageservice", "oci", "server/connlimit", "fault"},
-		"server/control":   {"imageservice", "server/connlimit"},
-		"server/connlimit": {},
-		"sandbox":          {"conmon", "network", "oci", "oci/seccomp", "fault", "ledger"},
-		"conmon":           {"oci", "fault"},
-		"oci":              {"oci/seccomp", "fault"},
-		"oci/seccomp":      {},
-		"network":          {"network/builtin", "fault", "ledger"},
-		"network/builtin":  {"fault", "ledger"},
-		"imageservice":     {"fault", "ledger"},
-		"fault":            {},
-		"ledger":           {},
+		"cmd/cri-runtime":        {"cmd/cri-runtime/doctor", "server", "server/control", "sandbox", "network", "network/builtin", "imageservice", "conmon", "oci", "fault", "ledger"},
+		"cmd/cri-runtime/doctor": {"network", "imageservice", "ledger"},
+		"server":                 {"sandbox", "imageservice", "oci", "server/connlimit", "fault"},
+		"server/control":         {"imageservice", "server/connlimit"},
+		"server/connlimit":       {},
+		"sandbox":                {"conmon", "network", "oci", "oci/seccomp", "fault", "ledger"},
+		"conmon":                 {"oci", "fault"},
+		"oci":                    {"oci/seccomp", "fault"},
+		"oci/seccomp":            {},
+		"network":                {"network/builtin", "fault", "ledger"},
+		"network/builtin":        {"fault", "ledger"},
+		"imageservice":           {"fault", "ledger"},
+		"fault":                  {},
+		"ledger":                 {},
 	}
 }
 

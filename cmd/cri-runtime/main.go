@@ -26,7 +26,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(serveCommand(), versionCommand(), configCommand(), imageCommand(), auditCommand(), debugCommand())
+	root.AddCommand(serveCommand(), versionCommand(), configCommand(), imageCommand(), auditCommand(), doctorCommand(), debugCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
