@@ -44,13 +44,14 @@ type Container struct {
 	meter    meter
 
 	// mu guards what follows, and the publishing of status.
-	mu      sync.Mutex
-	monitor *conmon.Monitor
-	program *oci.Program // until the container is started: names the steps of errors
-	spec    *specs.Spec  // what execs need of config.json; nil after a restart, until the first one
-	filter  seccomp.Filter
-	leaving bool   // this daemon has let go of the container
-	leave   func() // called then, may be nil
+	mu       sync.Mutex
+	monitor  *conmon.Monitor
+	program  *oci.Program // until the container is started: names the steps of errors
+	spec     *specs.Spec  // what execs need of config.json; nil after a restart, until the first one
+	filter   seccomp.Filter
+	starting *flight[struct{}] // a Start that is under way, or whose outcome nobody has heard
+	leaving  bool              // this daemon has let go of the container
+	leave    func()            // called then, may be nil
 }
 
 // Status returns the current state; it never waits.
@@ -97,7 +98,31 @@ func (c *Container) connected() *conmon.Monitor {
 }
 
 // Start runs the container's command.
+// A repeated call joins the first one, which goes on although its client gives
+// up: what a client did not hear of is told to the next one.
 func (c *Container) Start(ctx context.Context) error {
+	c.mu.Lock()
+	start, again := c.starting, c.starting != nil
+	if !again {
+		start = newFlight[struct{}](c.id)
+		c.starting = start
+	}
+	c.mu.Unlock()
+	if !again {
+		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
+		defer cancel()
+		start.finish(struct{}{}, c.start(detached))
+	}
+	_, err := start.wait(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ctx.Err() == nil && c.starting == start {
+		c.starting = nil
+	}
+	return err
+}
+
+func (c *Container) start(ctx context.Context) error {
 	if err := c.box.verb.lock(ctx, "start container"); err != nil {
 		return err
 	}
