@@ -394,6 +394,23 @@ func (c *Cgroup) Sub(name string) (*Cgroup, error) {
 	return sub, nil
 }
 
+// Subs returns the cgroups that Sub made and nobody has removed, whose names
+// begin with prefix.
+func (c *Cgroup) Subs(prefix string) ([]*Cgroup, error) {
+	home := c.home()
+	entries, err := os.ReadDir(home.dir)
+	if err != nil && !gone(err) {
+		return nil, fmt.Errorf("list cgroups of execs: %w", err)
+	}
+	var subs []*Cgroup
+	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), prefix) {
+			subs = append(subs, &Cgroup{g: c.g, places: []place{{dir: home.dir + "/" + e.Name(), controllers: home.controllers}}, oom: c.oom})
+		}
+	}
+	return subs, nil
+}
+
 // home is the place that lists the cgroup's processes and holds the cgroups of
 // execs. pids and freezer keep no state that an empty directory has to be given.
 func (c *Cgroup) home() *place {

@@ -88,15 +88,17 @@ func (c *Cgroup) Kill() error {
 		}
 		// A kernel before 5.14 has no cgroup.kill.
 	}
-	c.stopForks()
 	signalled := map[int]bool{}
-	for range maxKillPasses {
+	for pass := range maxKillPasses {
 		more, err := c.killPass(signalled)
 		if err != nil {
 			return fmt.Errorf("kill cgroup %s: %w", home, err)
 		}
 		if !more {
 			return nil
+		}
+		if pass == 0 { // not before: a shell that cannot fork would exit with a code of its own
+			c.stopForks()
 		}
 	}
 	return fmt.Errorf("kill cgroup %s: processes go on forking after %d passes: %w", home, maxKillPasses, unix.EBUSY)

@@ -28,6 +28,8 @@ const (
 	// while a child of it holds its streams open (CVE-2026-53495).
 	drainTimeout = 2 * time.Second
 	minRead      = 512
+	// execPrefix begins the name of an exec's cgroup.
+	execPrefix = "exec-"
 )
 
 // ExecResult is what an ExecSync command left.
@@ -78,7 +80,7 @@ func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) e
 	if err != nil {
 		return err
 	}
-	sub, err := cg.Sub("exec-" + newID()[:16])
+	sub, err := cg.Sub(execPrefix + newID()[:16])
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
@@ -95,6 +97,39 @@ func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) e
 	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	return errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Remove(kill))
+}
+
+// dropExecs removes the cgroups of execs that the last daemon did not live to
+// remove. Their commands are ended by the monitor, which may take a moment; what
+// a command had left running before goes with the container, as always.
+func (c *Container) dropExecs() {
+	cg, err := c.cgroup()
+	if err != nil {
+		return
+	}
+	end := time.NewTimer(drainTimeout)
+	defer end.Stop()
+	again := time.NewTicker(drainTimeout / 20)
+	defer again.Stop()
+	for {
+		subs, err := cg.Subs(execPrefix)
+		for _, sub := range subs {
+			err = errors.Join(err, sub.RemoveIdle())
+		}
+		if err != nil {
+			klog.ErrorS(err, "Remove the cgroups of execs", "container", c.id, "pod", c.box.id)
+		}
+		if len(subs) == 0 {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-end.C:
+			return
+		case <-c.exited:
+			return
+		}
+	}
 }
 
 func (c *Container) execSync(ctx context.Context, command []string, sub *oci.Cgroup) (ExecResult, error) {

@@ -363,6 +363,7 @@ func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 		s.Rootfs = fmt.Sprintf("/proc/%d/root", m.PID())
 	})
 	c.store.watchers.Go(func() { c.watch(m) })
+	c.store.background.Go(c.dropExecs)
 	fault.Point("recover.adopted")
 	return nil
 }
