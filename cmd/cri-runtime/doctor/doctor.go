@@ -183,7 +183,7 @@ func readFile(name string) ([]byte, error) {
 func checks() []check {
 	return []check{
 		{"kernel.version", false, (*exam).kernelVersion},
-		{"kernel.calls", false, (*exam).kernelCalls},
+		{"kernel.calls", true, (*exam).kernelCalls},
 		{"kernel.overlay", false, (*exam).overlay},
 		{"kernel.overlay.options", true, (*exam).overlayOptions},
 		{"kernel.namespaces", false, (*exam).namespaces},
