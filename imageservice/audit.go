@@ -163,7 +163,10 @@ func (a *auditor) used(users map[string][]string) {
 func (a *auditor) compareHolds(users map[string][]string) {
 	for _, id := range slices.Sorted(maps.Keys(users)) {
 		for _, user := range users[id] {
-			if !slices.Contains(a.memory.Holds[id], user) {
+			// A hold of another kind, a pod's or a call's, may be for a container whose client gave up while it was made.
+			own := slices.Contains(a.memory.Holds[id], user)
+			other := slices.ContainsFunc(a.memory.Holds[id], func(h string) bool { return !slices.Contains(users[id], h) })
+			if !own && !other {
 				a.findings.Add(a.recordPath(id), "container "+user+" is of this image, but does not hold it", remedyRestart)
 			}
 		}

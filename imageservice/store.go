@@ -140,7 +140,7 @@ func (s *Store) openRoot() error {
 			return fmt.Errorf("open image store: %w", err)
 		}
 	}
-	lock, err := os.OpenFile(s.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile(s.path("lock"), os.O_RDONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("open image store: %w", err)
 	}
@@ -152,10 +152,11 @@ func (s *Store) openRoot() error {
 	}
 	// What is unpacked there would inherit it.
 	err = unix.Removexattr(s.path("ingest"), defaultACL)
-	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+	readOnly := errors.Is(err, unix.EROFS) // nothing will be unpacked, but what is here is of use
+	if err != nil && !readOnly && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
 		return errors.Join(&os.PathError{Op: "remove default ACL", Path: s.path("ingest"), Err: err}, lock.Close())
 	}
-	if err := spread(s.path("ingest")); err != nil {
+	if err := spread(s.path("ingest")); err != nil && !readOnly {
 		return errors.Join(err, lock.Close())
 	}
 	var st unix.Statfs_t

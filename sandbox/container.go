@@ -412,13 +412,7 @@ func (c *Container) remove(ctx context.Context) error {
 
 // erase undoes create; idempotent.
 func (c *Container) erase(ctx context.Context) error {
-	cg, err := c.cgroup()
-	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, killTimeout)
-		defer cancel()
-		err = cg.Remove(ctx)
-	}
-	if err != nil && !errors.Is(err, oci.ErrNotFound) {
+	if err := c.removeCgroup(ctx); err != nil {
 		return err
 	}
 	fault.Point("erase.cgroup.removed")
@@ -427,6 +421,22 @@ func (c *Container) erase(ctx context.Context) error {
 	}
 	fault.Point("erase.state.removed")
 	return c.store.discard(c.root())
+}
+
+func (c *Container) removeCgroup(ctx context.Context) error {
+	if c.record.Cgroup == "" {
+		return nil // it was not recorded, so it was not made
+	}
+	cg, err := c.cgroup()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
+		err = cg.Remove(ctx)
+	}
+	if errors.Is(err, oci.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // ReopenLog opens the container's log file anew.

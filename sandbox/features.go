@@ -113,6 +113,11 @@ func probe(dir string, without []string) (_ OverlayFeatures, err error) {
 	return f, nil
 }
 
+// takesNothing tells whether an error is that of a full or a read-only file system.
+func takesNothing(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS)
+}
+
 // try makes an overlay of one layer, with the writable one in dir.
 func (f *OverlayFeatures) try(dir, lower string, options []overlayOption) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {

@@ -32,11 +32,18 @@ func skeleton(dir string) error {
 		}
 	}
 	for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
-		if err := os.WriteFile(filepath.Join(dir, "etc", f), nil, worldReadable); err != nil {
+		path := filepath.Join(dir, "etc", f)
+		if exists(path) {
+			continue // the disk may be full
+		}
+		if err := os.WriteFile(path, nil, worldReadable); err != nil {
 			return fmt.Errorf("make the lowest layer: %w", err)
 		}
 	}
 	// The directory is the root of an image without layers.
+	if info, err := os.Stat(dir); err == nil && info.Mode().Perm() == 0o755 {
+		return nil
+	}
 	return os.Chmod(dir, 0o755)
 }
 

@@ -288,7 +288,11 @@ func (b *Sandbox) stop(ctx context.Context) error {
 	}
 	fault.Point("stoppod.released")
 	b.record.Stopped = true
-	return b.writeRecord(false)
+	if err := b.writeRecord(false); err != nil {
+		// On a full disk, which removing pods may mend, too. The next daemon finds the namespaces gone.
+		klog.ErrorS(err, "Record that a sandbox is stopped", "pod", b.id)
+	}
+	return nil
 }
 
 // release undoes run but for the record, the cgroup and the directories;

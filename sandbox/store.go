@@ -125,7 +125,13 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		return nil, err
 	}
 	fault.Point("start.skeleton.made")
-	if s.features.Overlay, err = probe(s.root("probe"), config.without); err != nil {
+	s.features.Overlay, err = probe(s.root("probe"), config.without)
+	if takesNothing(err) {
+		// What runs must be served all the same, and so must what gives space back.
+		klog.ErrorS(err, "The disk takes nothing: no pod or container can be made", "root", config.Root)
+		s.features.Overlay, err = probe(s.state("probe"), config.without)
+	}
+	if err != nil {
 		return nil, err
 	}
 	fault.Point("start.overlay.probed")

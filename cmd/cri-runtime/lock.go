@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 const (
@@ -28,7 +29,8 @@ func lockDir(dir string) (*os.File, error) {
 	if err := makePrivate(dir); err != nil {
 		return nil, fmt.Errorf("make %s private: %w", dir, err)
 	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	// Opened for reading: a file system that has become read-only must not keep the daemon out.
+	f, err := os.OpenFile(name, os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
@@ -38,12 +40,9 @@ func lockDir(dir string) (*os.File, error) {
 		}
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
-	err = f.Truncate(0)
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	// The number is for people; a full disk must not keep the daemon out either.
+	if err := os.WriteFile(name, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
+		klog.InfoS("The lock file does not name this process", "file", name, "err", err)
 	}
 	return f, nil
 }
