@@ -103,6 +103,7 @@ func (e *exam) add(r Result) {
 func (e *exam) warn(seen, cost, change string) {
 	e.add(Result{Level: Warn, Seen: seen, Cost: cost, Change: change})
 }
+
 func (e *exam) fail(seen, cost, change string) {
 	e.add(Result{Level: Fail, Seen: seen, Cost: cost, Change: change})
 }
