@@ -7,7 +7,7 @@ BENCHFLAGS ?=
 BENCHIMAGESFLAGS ?=
 VMFLAGS ?=
 
-.PHONY: build test test-race test-race-e2e test-sanitize-e2e test-faults test-vm bench bench-images demo lint vet fmt golden fuzz clean install
+.PHONY: build test test-race test-race-e2e test-sanitize-e2e test-faults test-vm bench bench-images demo lint vet fmt golden fuzz clean docs install uninstall deb selinux
 .DEFAULT_GOAL := build
 
 build:
@@ -74,7 +74,20 @@ fuzz: build
 clean:
 	rm -rf bin out conmon/monitor_amd64 conmon/monitor_arm64
 
-install: build
-	install -D -t '$(DESTDIR)$(PREFIX)/bin' bin/cri-runtime
-	install -D -t '$(DESTDIR)/opt/cni/bin' bin/cni/*
-	install -D -m 0644 -t '$(DESTDIR)$(PREFIX)/lib/systemd/system' deploy/cri-runtime.service
+# Manual pages and completions, below a directory like /usr/share.
+docs:
+	rm -rf out/share
+	CGO_ENABLED=0 GOOS= GOARCH= go run -trimpath -buildvcs=false -tags docs,grpcnotrace ./cmd/cri-runtime docs out/share
+
+install: build docs
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/install
+
+uninstall:
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/install uninstall
+
+deb: build docs
+	deploy/debian/build '$(VERSION)'
+
+# Policy modules for SELinux, in out/selinux.
+selinux:
+	deploy/selinux/build out/selinux

@@ -17,8 +17,8 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run executes one command and returns the exit code of the process.
-func run(args []string, stdout, stderr io.Writer) int {
+// rootCommand is the whole command line.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "cri-runtime",
 		Short:         "A container runtime for Kubernetes nodes",
@@ -27,6 +27,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(serveCommand(), versionCommand(), configCommand(), imageCommand(), auditCommand(), doctorCommand(), debugCommand())
+	root.AddCommand(documentCommands()...)
+	return root
+}
+
+// run executes one command and returns the exit code of the process.
+func run(args []string, stdout, stderr io.Writer) int {
+	root := rootCommand()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
