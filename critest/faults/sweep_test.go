@@ -288,8 +288,10 @@ func (s *sweep) without(ctx context.Context, c *container) error {
 // noticed checks what the daemon knows after its start: the exit of which it
 // was not there, and that nobody else has noticed anything.
 func (s *sweep) noticed(ctx context.Context, c *container) error {
-	if err := s.check(ctx, s.bystanders...); err != nil {
-		return err
+	for _, w := range s.bystanders {
+		if err := s.checkWriter(ctx, w); err != nil {
+			return err
+		}
 	}
 	if c == nil {
 		return nil
@@ -361,7 +363,19 @@ func (s *sweep) tidy(ctx context.Context, sub *subject) error {
 			return fmt.Errorf("clean up: %w", err)
 		}
 	}
-	return errors.Join(s.collect(ctx), s.nothingLeft(ctx))
+	if s.near != nil { // what a cut that failed has left in it
+		list, err := s.CRI.ListContainers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: s.near.id})
+		if err != nil {
+			return err
+		}
+		for _, c := range list {
+			if err := s.CRI.RemoveContainer(ctx, c.Id); err != nil {
+				return fmt.Errorf("clean up: %w", err)
+			}
+		}
+	}
+	// The store is whole only now: a verb that was cut off waits for its repetition.
+	return errors.Join(s.collect(ctx), s.nothingLeft(ctx), s.check(ctx, s.bystanders...))
 }
 
 // collect removes the images that the bystanders do not use.
