@@ -265,11 +265,26 @@ func (b *Bridge) find() (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for bridge %s: %w", b.config.Bridge, err)
 	}
+	if b.halfMade(link) {
+		if err := netlink.LinkSetAlias(link, b.config.Owner); err != nil {
+			return nil, fmt.Errorf("make bridge %s: %w", b.config.Bridge, err)
+		}
+		return link, nil
+	}
 	if link.Type() != "bridge" || link.Attrs().Alias != b.config.Owner {
 		return nil, fmt.Errorf("bridge %s: %w: it is a %s of %q; choose another name by network.bridge, or remove it",
 			b.config.Bridge, ErrTaken, link.Type(), link.Attrs().Alias)
 	}
 	return link, nil
+}
+
+// halfMade tells whether a daemon was killed between the making of the bridge
+// and of its alias: nobody has brought it up, and its address is the one that
+// make gives it.
+func (b *Bridge) halfMade(link netlink.Link) bool {
+	a := link.Attrs()
+	return link.Type() == "bridge" && a.Alias == "" && a.Flags&net.FlagUp == 0 &&
+		a.HardwareAddr.String() == hardwareAddr(gatewayOf(b.config.Subnets[0])).String()
 }
 
 // ready sees that the bridge is there. The caller holds mu.

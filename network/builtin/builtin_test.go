@@ -231,6 +231,23 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// A bridge that a daemon was killed in the making of is ours; one that is up is not.
+func TestHalfMadeBridge(t *testing.T) {
+	h := newHost(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = "crit0", hardwareAddr(gatewayOf(testConfig().Subnets[0]))
+	link := &netlink.Bridge{LinkAttrs: attrs}
+	if err := errors.Join(netlink.LinkAdd(link), netlink.LinkSetUp(link)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.b.ready(); !errors.Is(err, ErrTaken) {
+		t.Errorf("a bridge that is up: %v", err)
+	}
+	if err := errors.Join(netlink.LinkSetDown(link), h.b.ready()); err != nil {
+		t.Errorf("a bridge that is half made: %v", err)
+	}
+}
+
 // A pod that goes before any came to a new daemon takes its host ports along.
 func TestReleaseAfterRestart(t *testing.T) {
 	h := newHost(t)
