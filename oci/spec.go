@@ -102,7 +102,10 @@ func ContainerSpec(c *Container) (*specs.Spec, error) {
 		return nil, err
 	}
 	masked, readonly := c.hiddenPaths()
-	labels := c.labels()
+	var labels Labels
+	if c.Host.SELinux {
+		labels = ContainerLabels(c.Labels, c.Config)
+	}
 	process.SelinuxLabel = labels.Process
 	return &specs.Spec{
 		Version:     specs.Version,
@@ -157,7 +160,6 @@ func LeftOut(c *Container) []string {
 	if sec.GetSelinuxOptions() != nil && !c.Host.SELinux {
 		out = append(out, securityField+".selinux_options: no effect, SELinux is not enabled on this node")
 	}
-	out = append(out, c.notRelabelled()...)
 	out = append(out, c.cutRlimits()...)
 	return append(out, c.missingResources()...)
 }

@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -263,16 +262,4 @@ func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
 		}
 	}
 	return options, nil
-}
-
-// notRelabelled says which mounts keep labels that they should not: nothing here
-// changes the labels of a volume's files.
-func (c *Container) notRelabelled() []string {
-	var out []string
-	for i, m := range c.Config.GetMounts() {
-		if c.Host.SELinux && m.GetSelinuxRelabel() {
-			out = append(out, fmt.Sprintf("%s.selinux_relabel: the files of %s keep their labels", index("config.mounts", i), m.GetHostPath()))
-		}
-	}
-	return out
 }

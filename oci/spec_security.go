@@ -120,7 +120,7 @@ func (c *Container) seccomp() (*specs.LinuxSeccomp, error) {
 // request names must not be left out; the default is best effort.
 func (c *Container) apparmor() (string, error) {
 	sec := c.Config.GetLinux().GetSecurityContext()
-	field, p := securityField+".apparmor", sec.GetApparmor()
+	field, p, named := securityField+".apparmor", sec.GetApparmor(), true
 	if p == nil {
 		field = securityField + ".apparmor_profile"
 		//nolint:staticcheck // SA1019: clients older than the apparmor field send only this one
@@ -128,7 +128,7 @@ func (c *Container) apparmor() (string, error) {
 		p = oldProfile(old)
 		switch {
 		case old == "":
-			p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+			p, named = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, false
 		case p == nil:
 			return "", noOldProfile(field, old)
 		}
@@ -145,9 +145,10 @@ func (c *Container) apparmor() (string, error) {
 			return "unconfined", nil
 		}
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		if c.Host.AppArmor {
-			return c.Host.AppArmorDefault, nil
+		if c.Host.AppArmor && c.Host.AppArmorDefault == "" && named {
+			return "", unsupported(field, "this node has no default AppArmor profile, the daemon's log says why")
 		}
+		return c.Host.AppArmorDefault, nil
 	case runtimeapi.SecurityProfile_Localhost:
 		name := strings.TrimPrefix(p.GetLocalhostRef(), localhostPrefix)
 		if !c.Host.AppArmor {
@@ -161,24 +162,29 @@ func (c *Container) apparmor() (string, error) {
 	return "", nil
 }
 
-// labels returns the SELinux labels. On a host without SELinux there are none,
-// whatever is asked for; a privileged container is not confined.
-func (c *Container) labels() Labels {
-	if !c.Host.SELinux {
+// UnconfinedLabel is what a privileged container runs with, and one that shares the
+// host's PID or IPC namespace: containers are kept apart from it, it is not from them.
+const UnconfinedLabel = "system_u:system_r:spc_t:s0"
+
+// ContainerLabels returns the SELinux labels of a container in a pod with the labels pod.
+// Without those of the pod there are none, whatever is asked for: SELinux is not enabled.
+func ContainerLabels(pod Labels, config *runtimeapi.ContainerConfig) Labels {
+	if pod == (Labels{}) {
 		return Labels{}
 	}
-	sec := c.Config.GetLinux().GetSecurityContext()
+	sec := config.GetLinux().GetSecurityContext()
+	process := pod.Process
 	if sec.GetPrivileged() {
-		return Labels{Mount: c.Labels.Mount}
+		process = UnconfinedLabel
 	}
 	opts := sec.GetSelinuxOptions()
 	if opts == nil || (opts.GetUser() == "" && opts.GetRole() == "" && opts.GetType() == "" && opts.GetLevel() == "") {
-		return c.Labels
+		return Labels{Process: process, Mount: pod.Mount}
 	}
 	return Labels{
-		Process: changeLabel(c.Labels.Process, "system_u:system_r:container_t:s0",
+		Process: changeLabel(process, "system_u:system_r:container_t:s0",
 			opts.GetUser(), opts.GetRole(), opts.GetType(), opts.GetLevel()),
-		Mount: changeLabel(c.Labels.Mount, "system_u:object_r:container_file_t:s0", opts.GetUser(), "", "", opts.GetLevel()),
+		Mount: changeLabel(pod.Mount, "system_u:object_r:container_file_t:s0", opts.GetUser(), "", "", opts.GetLevel()),
 	}
 }
 

@@ -76,6 +76,7 @@ type launch struct {
 	sources []*os.File // of the mounts whose source is prepared here
 	spec    *specs.Spec
 	user    oci.User
+	labels  oci.Labels
 	options oci.CompileOptions
 	cgroup  *oci.Cgroup
 	pending *conmon.Pending
@@ -100,7 +101,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		}
 	}()
 	fault.Point("create.begun")
-	l := &launch{Container: c, config: config, image: image}
+	l := &launch{Container: c, config: config, image: image, labels: oci.ContainerLabels(c.box.record.Labels, config)}
 	f.enter("write the record")
 	if err := l.writeRecord(); err != nil {
 		return err
@@ -122,6 +123,10 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	fault.Point("create.rootfs.mounted")
 	f.enter("make the spec")
 	if err := l.makeSpec(ctx); err != nil {
+		return err
+	}
+	f.enter("label volumes")
+	if err := l.relabelVolumes(ctx); err != nil {
 		return err
 	}
 	f.enter("prepare mount points and limits")
@@ -153,7 +158,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 func (l *launch) mountRootfs() (err error) {
 	layers := append(slices.Clone(l.image.Layers), l.store.root("skeleton"))
 	if !l.box.ownUser() {
-		l.rootfs, err = l.store.overlay(l.root(), layers)
+		l.rootfs, err = l.store.overlay(l.root(), layers, l.labels.Mount)
 		return err
 	}
 	if l.ids, err = l.box.ids(); err != nil {
@@ -162,7 +167,7 @@ func (l *launch) mountRootfs() (err error) {
 	if l.userNS, err = os.Open(l.box.state("ns", "user")); err != nil {
 		return fmt.Errorf("open the pod's user namespace: %w", err)
 	}
-	if l.rootfs, err = l.store.mappedOverlay(l.root(), layers, l.userNS, l.ids.root()); err != nil {
+	if l.rootfs, err = l.store.mappedOverlay(l.root(), layers, l.labels.Mount, l.userNS, l.ids.root()); err != nil {
 		return errors.Join(err, l.userNS.Close())
 	}
 	return nil
@@ -247,9 +252,12 @@ func (l *launch) makeSpec(ctx context.Context) (err error) {
 		Image: &l.image.Config, ImageID: l.image.ID,
 		User: l.user, Host: l.store.host, Rootfs: "/",
 		Namespaces: namespaces, Cgroup: l.record.Cgroup, Files: l.box.podFiles(),
-		Seccomp: &specs.LinuxSeccomp{}, Devices: devices,
+		Seccomp: &specs.LinuxSeccomp{}, Devices: devices, Labels: l.box.record.Labels,
 	}
 	if l.spec, err = oci.ContainerSpec(in); err != nil {
+		return err
+	}
+	if err := checkAppArmor(l.spec.Process.ApparmorProfile); err != nil {
 		return err
 	}
 	if err := l.store.injectDevices(l.spec, l.config); err != nil {

@@ -69,6 +69,10 @@ func mountInNamespace(dir string, layers []string, options []overlayOption) (_ *
 	text := "lowerdir=" + strings.Join(numbers, ":") +
 		",upperdir=" + open(filepath.Join(dir, "upper")) + ",workdir=" + open(filepath.Join(dir, "work"))
 	for _, o := range options {
+		if o.key == "context" {
+			text = labelled(text, o.value)
+			continue
+		}
 		text += "," + o.String()
 	}
 	if err != nil {

@@ -52,6 +52,7 @@ type sandboxRecord struct {
 	Pause      *pauseRecord        `json:",omitempty"`
 	Attachment *network.Attachment `json:",omitempty"`
 	Boot       string              `json:",omitempty"` // the kernel's boot id when it was made
+	Labels     oci.Labels          `json:",omitzero"`  // of SELinux, with the pod's own categories
 }
 
 // pauseRecord identifies the reaper of a shared PID namespace.

@@ -158,7 +158,11 @@ func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 	}
 	b := newSandbox(s, id, config, r.Handler)
 	b.record = r
+	if err := s.keepLabels(r.Labels); err != nil {
+		return nil, err
+	}
 	b.update(func(st *SandboxStatus) {
+		st.Labels = r.Labels
 		st.CreatedAt, st.Cgroup = r.CreatedAt, r.Cgroup
 		if r.Attachment != nil {
 			st.IPs = r.Attachment.IPs

@@ -48,9 +48,10 @@ func skeleton(dir string) error {
 }
 
 // overlay mounts layers (top first) with a writable layer below dir, as a detached mount:
-// it is in no mount namespace until the container's init attaches it.
-func (s *Store) overlay(dir string, layers []string) (*os.File, error) {
-	return s.features.Overlay.mount(dir, layers, s.features.Overlay.chosen())
+// it is in no mount namespace until the container's init attaches it. All its files have the
+// SELinux label, if there is one, whatever the layers' own is.
+func (s *Store) overlay(dir string, layers []string, label string) (*os.File, error) {
+	return s.features.Overlay.mount(dir, layers, append(s.features.Overlay.chosen(), labelOption(label)...))
 }
 
 // mount makes the writable layer in dir and mounts an overlay.

@@ -142,6 +142,10 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 	if b.record.Config, err = encodeMessage(config); err != nil {
 		return err
 	}
+	if b.record.Labels, err = b.store.newLabels(config); err != nil {
+		return err
+	}
+	b.update(func(st *SandboxStatus) { st.Labels = b.record.Labels })
 	if err := os.Mkdir(b.root(), 0o700); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
@@ -215,7 +219,7 @@ func (b *Sandbox) mountState() error {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
 	fault.Point("run.state.directory.made")
-	if err := unix.Mount("cri-runtime", b.state(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700,size=4m,nr_inodes=64"); err != nil {
+	if err := unix.Mount("cri-runtime", b.state(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, labelled("mode=700,size=4m,nr_inodes=64", b.record.Labels.Mount)); err != nil {
 		return fmt.Errorf("make sandbox: mount tmpfs on %s: %w", b.state(), err)
 	}
 	if err := os.Mkdir(b.state("ns"), 0o700); err != nil {
@@ -248,7 +252,7 @@ func (b *Sandbox) makeShm() error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make /dev/shm: %w", err)
 	}
-	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, labelled("mode=1777,size=65536k", b.record.Labels.Mount)); err != nil {
 		return fmt.Errorf("make /dev/shm: mount tmpfs on %s: %w", dir, err)
 	}
 	return b.give(dir)
@@ -358,7 +362,13 @@ func (b *Sandbox) remove(ctx context.Context) error {
 		}
 	}
 	fault.Point("removepod.cgroup.removed")
-	return b.store.discard(b.root())
+	if err := b.store.discard(b.root()); err != nil {
+		return err
+	}
+	own := b.record.Labels
+	b.update(func(st *SandboxStatus) { st.Labels = oci.Labels{} })
+	b.store.releaseLabels(own)
+	return nil
 }
 
 // Containers returns those of this sandbox, the newest first: of several with

@@ -81,18 +81,20 @@ func (l *launch) source(m *specs.Mount) (*os.File, error) {
 func (l *launch) imageVolume(layers []string, sub string) (*os.File, error) {
 	var tree *os.File
 	var err error
-	switch len(layers) {
-	case 0:
-		tree, err = emptyTree()
-	case 1: // its directory is the whole truth
+	stacked := len(layers) > 1
+	switch {
+	case len(layers) == 0:
+		tree, err = emptyTree(l.labels.Mount)
+	case stacked, l.labels.Mount != "": // a label of its own needs a file system of its own
+		stacked = true
+		tree, err = l.store.stackLayers(layers, l.labels.Mount, l.userNS)
+	default: // the one directory is the whole truth
 		tree, err = os.OpenFile(layers[0], unix.O_PATH|unix.O_DIRECTORY, 0)
-	default:
-		tree, err = l.store.stackLayers(layers, l.userNS)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if len(layers) != 1 && sub == "" {
+	if (stacked || len(layers) == 0) && sub == "" {
 		return tree, nil
 	}
 	defer tree.Close()
@@ -113,7 +115,7 @@ func (l *launch) imageVolume(layers []string, sub string) (*os.File, error) {
 		return nil, fmt.Errorf("image_sub_path %q is neither a file nor a directory: %w", sub, ErrInvalid)
 	}
 	ns := l.userNS
-	if len(layers) != 1 {
+	if stacked || len(layers) == 0 {
 		ns = nil // its layers are mapped
 	}
 	return cloneTree(place, ns)
@@ -135,9 +137,9 @@ func cloneTree(f, userNS *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// stackLayers mounts layers (top first) without a writable one, ids mapped by userNS if there
-// is one.
-func (s *Store) stackLayers(layers []string, userNS *os.File) (*os.File, error) {
+// stackLayers mounts layers (top first) without a writable one, ids mapped by userNS and files
+// labelled if that is given.
+func (s *Store) stackLayers(layers []string, label string, userNS *os.File) (*os.File, error) {
 	if !s.features.Overlay.AppendLayers {
 		return nil, fmt.Errorf("overlay: image volumes of several layers need Linux 6.7: %w", ErrUnsupported)
 	}
@@ -159,18 +161,31 @@ func (s *Store) stackLayers(layers []string, userNS *os.File) (*os.File, error) 
 		defer f.Close()
 		short[i] = "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
 	}
+	if len(layers) == 1 { // the kernel wants two
+		empty, err := emptyTree("")
+		if err != nil {
+			return nil, err
+		}
+		defer empty.Close()
+		short = append(short, descriptorPath(int(empty.Fd())))
+	}
 	options := slices.DeleteFunc(s.features.Overlay.chosen(), func(o overlayOption) bool { return o.key == "volatile" })
-	return mountByPaths("", short, options)
+	return mountByPaths("", short, append(options, labelOption(label)...))
 }
 
 // emptyTree is the tree of an image without layers.
-func emptyTree() (*os.File, error) {
+func emptyTree(label string) (*os.File, error) {
 	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("tmpfs: %w", err)
 	}
 	defer unix.Close(fsfd)
-	if err := errors.Join(unix.FsconfigSetString(fsfd, "mode", "555"), unix.FsconfigCreate(fsfd)); err != nil {
+	for _, o := range append(labelOption(label), overlayOption{"mode", "555"}) {
+		if err := unix.FsconfigSetString(fsfd, o.key, o.value); err != nil {
+			return nil, fmt.Errorf("tmpfs: option %s: %w", o, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
 		return nil, fmt.Errorf("tmpfs: %w", err)
 	}
 	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)

@@ -5,6 +5,8 @@ import (
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-runtime/cri-runtime/oci"
 )
 
 // Image is what a container needs to know of its image.
@@ -36,9 +38,10 @@ type SandboxStatus struct {
 	State     runtimeapi.PodSandboxState
 	CreatedAt int64 // ns since the epoch
 	IPs       []string
-	NetNS     string // path of the pinned network namespace, "" with host network
-	PausePID  int    // the reaper of a shared PID namespace, or 0
-	Cgroup    string // cgroup parent of the pod's containers
+	NetNS     string     // path of the pinned network namespace, "" with host network
+	PausePID  int        // the reaper of a shared PID namespace, or 0
+	Cgroup    string     // cgroup parent of the pod's containers
+	Labels    oci.Labels // of SELinux
 }
 
 // ContainerStatus is the state of a container at one moment. It is never

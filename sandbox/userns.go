@@ -162,7 +162,7 @@ func idMapped(path string, userNS *os.File, recursive bool) (_ *os.File, err err
 
 // mappedOverlay is overlay with the layers' ids mapped, and a writable layer whose
 // files belong to users of the namespace.
-func (s *Store) mappedOverlay(dir string, layers []string, userNS *os.File, root owner) (_ *os.File, err error) {
+func (s *Store) mappedOverlay(dir string, layers []string, label string, userNS *os.File, root owner) (_ *os.File, err error) {
 	if !s.features.Overlay.AppendLayers {
 		return nil, fmt.Errorf("overlay: id-mapped layers need Linux 6.15: %w", ErrUnsupported)
 	}
@@ -175,7 +175,7 @@ func (s *Store) mappedOverlay(dir string, layers []string, userNS *os.File, root
 		defer f.Close()
 		mapped[i] = "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
 	}
-	rootfs, err := s.overlay(dir, mapped)
+	rootfs, err := s.overlay(dir, mapped, label)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func (s *Store) probeUserNamespaces() error {
 	ns, err := ids.open(s.binary)
 	if err == nil {
 		var m *os.File
-		if m, err = s.mappedOverlay(dir, []string{s.root("skeleton")}, ns, ids.root()); err == nil {
+		if m, err = s.mappedOverlay(dir, []string{s.root("skeleton")}, "", ns, ids.root()); err == nil {
 			err = m.Close()
 		}
 		err = errors.Join(err, ns.Close())
