@@ -132,6 +132,9 @@ func (p *Pending) launch(ctx context.Context, l *Launch) error {
 	return p.m.launched(ctx, launched, l.Program)
 }
 
+// PID is the monitor's.
+func (p *Pending) PID() int { return p.m.child }
+
 // Abandon ends a monitor that has not got its container; nothing of it is left.
 func (p *Pending) Abandon() error {
 	p.m.abandon()

@@ -20,7 +20,7 @@ func cgroupPath(p string, systemd bool) (string, error) {
 		return clean, err
 	}
 	if strings.HasSuffix(p, sliceSuffix) && !strings.Contains(p, ":") {
-		slice, err := slicePath(p)
+		slice, err := SlicePath(p)
 		if err == nil && slice == "/" {
 			err = invalid(field, "%q is the root of all cgroups", p)
 		}
@@ -34,7 +34,7 @@ func cgroupPath(p string, systemd bool) (string, error) {
 	if slice == "" {
 		slice = "system.slice"
 	}
-	parent, err := slicePath(slice)
+	parent, err := SlicePath(slice)
 	if err != nil {
 		return "", err
 	}
@@ -54,8 +54,8 @@ func cgroupPath(p string, systemd bool) (string, error) {
 	return strings.TrimSuffix(parent, "/") + "/" + unit, nil
 }
 
-// slicePath expands the name of a slice as systemd does: a-b.slice is below a.slice.
-func slicePath(slice string) (string, error) {
+// SlicePath returns where systemd has a slice: it expands the name, a-b.slice is below a.slice.
+func SlicePath(slice string) (string, error) {
 	name, ok := strings.CutSuffix(slice, sliceSuffix)
 	if !ok || name == "" || len(slice) > maxNameBytes || strings.ContainsFunc(name, isControl) || strings.Contains(name, "/") {
 		return "", fmt.Errorf("%.300q is not the name of a slice: %w", slice, ErrInvalid)

@@ -201,7 +201,7 @@ func checkCgroupParent(parent string) error {
 		return nil
 	}
 	if !strings.HasPrefix(parent, "/") && strings.HasSuffix(parent, ".slice") {
-		if _, err := slicePath(parent); err != nil {
+		if _, err := SlicePath(parent); err != nil {
 			return invalid(field, "%v", err)
 		}
 		return checkText(field, parent, maxNameBytes)

@@ -100,6 +100,7 @@ func (a *audit) cgroupTree(s *Store) error {
 	parents := map[string]*Sandbox{}
 	for _, b := range a.boxes {
 		parents[b.record.Cgroup] = b
+		parents[b.containerCgroup("")] = b
 	}
 	for _, path := range slices.Sorted(maps.Keys(parents)) {
 		if err := a.podCgroup(path); err != nil {
@@ -118,7 +119,7 @@ func (a *audit) podCgroup(path string) error {
 		return err
 	}
 	for _, name := range children {
-		id := strings.TrimSuffix(strings.TrimPrefix(name, "cri-runtime-"), ".scope")
+		id := strings.TrimSuffix(strings.TrimPrefix(name, scopePrefix), ".scope")
 		pause, isPause := strings.CutPrefix(id, "pause-")
 		b, c := a.boxes[pause], a.containers[id]
 		switch {
@@ -127,7 +128,7 @@ func (a *audit) podCgroup(path string) error {
 			a.Findings.Add(a.cgroupPath(filepath.Join(path, name)), "this cgroup belongs to no shared PID namespace", remedyCgroup)
 		case isID(id) && !isPause && c == nil && a.boxes[id] == nil:
 			a.Findings.Add(a.cgroupPath(filepath.Join(path, name)), "this cgroup belongs to no container", remedyCgroup)
-		case c != nil && c.record.Cgroup != a.config.containerCgroup(path, id):
+		case c != nil && c.record.Cgroup != filepath.Join(path, name):
 			a.Findings.Add(a.cgroupPath(filepath.Join(path, name)), "the container's record names another cgroup: "+c.record.Cgroup, remedyCgroup)
 		}
 	}

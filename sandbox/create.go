@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -107,6 +106,11 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		return err
 	}
 	fault.Point("create.recorded")
+	release, err := c.box.holdScope(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	l.prepareBeside()
 	// Its error is one of create's and the monitor is not needed when there is one.
 	defer func() {
@@ -204,18 +208,9 @@ func (l *launch) writeRecord() error {
 	l.record = containerRecord{
 		ID: l.id, SandboxID: l.box.id, CreatedAt: time.Now().UnixNano(),
 		Config: config, ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
-		Cgroup: l.store.config.containerCgroup(l.box.record.Cgroup, l.id), Boot: l.store.boot,
+		Cgroup: l.box.containerCgroup(l.id), Boot: l.store.boot,
 	}
 	return writeRecord(l.root(containerFile), &l.record, false)
-}
-
-// containerCgroup names the cgroup of a container below its pod's: a path, or with the
-// systemd driver slice:prefix:name.
-func (c *Config) containerCgroup(parent, id string) string {
-	if c.CgroupDriver == "systemd" && strings.HasSuffix(parent, ".slice") {
-		return filepath.Base(parent) + ":cri-runtime:" + id
-	}
-	return filepath.Join(parent, id)
 }
 
 // logPath joins the pod's log directory and the container's path below it.

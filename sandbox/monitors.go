@@ -29,16 +29,27 @@ type monitorPlace struct {
 	tasks  []*os.File // v1
 }
 
+// monitorsFile says where the monitors' cgroup is, in the state directory.
+const monitorsFile = "monitors"
+
 // monitorsCgroup names it: one for each daemon, as with the same parent they
-// must not remove one another's.
+// must not remove one another's. It stays where an earlier daemon made it.
 func (c *Config) monitorsCgroup() string {
 	hash := fnv.New32a()
 	_, _ = hash.Write([]byte(c.State))
-	return c.containerCgroup(filepath.Join("/", c.CgroupParent), fmt.Sprintf("monitors-%08x", hash.Sum32()))
+	name := fmt.Sprintf("monitors-%08x", hash.Sum32())
+	if known, err := os.ReadFile(filepath.Join(c.State, monitorsFile)); err == nil && filepath.IsAbs(string(known)) && filepath.Base(string(known)) == name {
+		return string(known)
+	}
+	return filepath.Join(c.monitorParent(), name)
 }
 
 func openMonitorPlace(s *Store) (p monitorPlace, err error) {
-	if p.cgroup, err = s.cgroups.Create(s.config.monitorsCgroup(), nil); err != nil {
+	place := s.config.monitorsCgroup()
+	if err := os.WriteFile(s.state(monitorsFile), []byte(place), 0o600); err != nil {
+		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
+	}
+	if p.cgroup, err = s.cgroups.Create(place, nil); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
 	var undo cleanup
@@ -59,6 +70,29 @@ func openMonitorPlace(s *Store) (p monitorPlace, err error) {
 		p.tasks = append(p.tasks, f)
 	}
 	return p, nil
+}
+
+// monitorParent is where the monitors' cgroup is made. Under systemd that is the cgroup
+// delegated to the daemon's service: nothing else in the tree is ours to change.
+func (c *Config) monitorParent() string {
+	parent := filepath.Join("/", c.CgroupParent)
+	if c.CgroupDriver != "systemd" {
+		return parent
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return parent
+	}
+	for line := range strings.Lines(string(own)) {
+		_, path, found := strings.Cut(strings.TrimSpace(line), "::") // the unified hierarchy
+		if !found {
+			_, path, found = strings.Cut(strings.TrimSpace(line), ":name=systemd:")
+		}
+		if at := strings.Index(path, ".service"); found && at > 0 {
+			return path[:at] + ".service"
+		}
+	}
+	return parent
 }
 
 // placed tells whether monitors join the hierarchy of a tasks file: those that

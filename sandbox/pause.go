@@ -52,7 +52,7 @@ func (b *Sandbox) sharedPIDNS(ctx context.Context) (string, error) {
 
 // pauseCgroup names the cgroup of the pod's reaper.
 func (b *Sandbox) pauseCgroup() string {
-	return b.store.config.containerCgroup(b.record.Cgroup, "pause-"+b.id)
+	return b.containerCgroup("pause-" + b.id)
 }
 
 func (b *Sandbox) startPause(ctx context.Context) (int, error) {

@@ -24,18 +24,22 @@ var (
 type mode struct {
 	name string
 	args []string // of vm run
+	unit []string // of systemd-run
 }
 
-// engineDomain is what systemd starts a container engine in. The tests run in
-// it, too: the daemon is their child.
-const engineDomain = "system_u:system_r:container_engine_t:s0"
+// The domain that systemd starts a container engine in, and the label of the
+// file that leads there. The tests run in it, too: the daemon is their child.
+const (
+	engineDomain = "system_u:system_r:container_engine_t:s0"
+	engineFile   = "system_u:object_r:container_engine_exec_t:s0"
+)
 
 func modes() []mode {
 	return []mode{
-		{"selinux", []string{"--selinux=enforcing", "--context", engineDomain}},
-		{"apparmor", []string{"--apparmor"}},
-		{"v2", nil},
-		{"v1", []string{"--cgroup=v1"}},
+		{"selinux", []string{"--selinux=enforcing", "--share-context", engineFile}, []string{"-p", "SELinuxContext=" + engineDomain}},
+		{"apparmor", []string{"--apparmor"}, nil},
+		{"v2", nil, nil},
+		{"v1", []string{"--cgroup=v1"}, nil},
 	}
 }
 
