@@ -77,7 +77,7 @@ func TestSeparationLabels(t *testing.T) {
 		t.Errorf("two pods have the label %q", got)
 	}
 	want := "system_u:object_r:container_file_t:" + level(label)
-	for _, path := range []string{"/", "/bin/busybox", "/dev", "/dev/null", "/dev/shm", "/dev/pts", "/dev/mqueue", "/etc/hosts", "/etc/resolv.conf"} {
+	for _, path := range []string{"/", "/bin/busybox", "/dev", "/dev/null", "/dev/shm", "/dev/pts", "/etc/hosts", "/dev/mqueue", "/etc/resolv.conf"} {
 		if got := a.fileLabel(path); got != want {
 			t.Errorf("%s has the label %q, want %q", path, got, want)
 		}

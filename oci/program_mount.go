@@ -312,13 +312,30 @@ func (m *mounter) filesystem(name string, mnt *specs.Mount, o mountOptions) int 
 			m.call(name+": option "+key, unix.SYS_FSCONFIG, slotArg(f), flags(unix.FSCONFIG_SET_FLAG, "FSCONFIG_SET_FLAG"), m.str(key), null(), num(0))
 		}
 	}
-	if label := m.spec.Linux.MountLabel; label != "" && (mnt.Type == "tmpfs" || mnt.Type == "devpts" || mnt.Type == "mqueue") {
+	label := m.spec.Linux.MountLabel
+	if label != "" && (mnt.Type == "tmpfs" || mnt.Type == "devpts") {
 		m.config(name, f, "context", label)
 	}
 	m.call(name+": create", unix.SYS_FSCONFIG, slotArg(f), flags(unix.FSCONFIG_CMD_CREATE, "FSCONFIG_CMD_CREATE"), null(), null(), num(0))
 	m.call(name+": make mount", unix.SYS_FSMOUNT, slotArg(f), flags(unix.FSMOUNT_CLOEXEC, "FSMOUNT_CLOEXEC"), flags(o.set|o.setAll, "{"+strings.Join(o.shown, ",")+"}")).to(s)
 	m.close(name, f)
+	if label != "" && mnt.Type == "mqueue" && m.ownIPC() {
+		m.labelQueues(name, s, label)
+	}
 	return s
+}
+
+// labelQueues appends the labelling of the root of an IPC namespace's queues: their file system is
+// made with the namespace, a mount cannot give it a context any more.
+func (m *mounter) labelQueues(name string, mount int, label string) {
+	d := m.slot()
+	m.call(name+": open its root", unix.SYS_OPENAT, slotArg(mount), m.str("."), flags(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_RDONLY|O_DIRECTORY|O_CLOEXEC"), num(0)).to(d)
+	m.call(name+": label", unix.SYS_FSETXATTR, slotArg(d), m.str("security.selinux"), m.str(label), num(len(label)), num(0)).allow(0, unix.EOPNOTSUPP)
+	m.close(name, d)
+}
+
+func (m *mounter) ownIPC() bool {
+	return slices.ContainsFunc(m.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.IPCNamespace })
 }
 
 func (m *mounter) config(name string, f int, key, value string) {

@@ -4,7 +4,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"time"
 )
+
+// Slowness is how many times longer than usual a test should wait for things: CRITEST_SLOWNESS,
+// for emulated and loaded machines. It has no unit.
+func Slowness() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("CRITEST_SLOWNESS"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+}
 
 // TrustRegistry makes the runtime use HTTPS with that authority for address.
 // It counts from the next pull.
@@ -70,8 +82,8 @@ func (r *Runtime) writeConfig() error {
 }
 
 func (r *Runtime) ownConfig() string {
-	text := fmt.Sprintf("[image]\nregistry_config_dir = %q\nno_progress_timeout = \"3s\"\n[network]\nbuiltin = %t\n",
-		filepath.Join(r.Dir, "certs"), r.options.Builtin)
+	text := fmt.Sprintf("[image]\nregistry_config_dir = %q\nno_progress_timeout = \"%s\"\n[network]\nbuiltin = %t\n",
+		filepath.Join(r.Dir, "certs"), 3*time.Second*Slowness(), r.options.Builtin)
 	if r.options.Builtin {
 		text += fmt.Sprintf("bridge = %q\nsubnets = [\"%s.0/24\", \"%s/64\"]\n", r.Bridge, r.Subnet(), r.SubnetIPv6())
 	}

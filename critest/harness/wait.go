@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Until asks done every few milliseconds until it is true.
+// Until asks done every few milliseconds until it is true, for at most limit on a machine of usual speed.
 func Until(ctx context.Context, limit time.Duration, what string, done func() bool) error {
+	limit *= Slowness()
 	if done() {
 		return nil
 	}

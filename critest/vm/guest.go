@@ -16,6 +16,7 @@ import (
 // Each sits where it would sit in the source tree, so that ../bin is the build.
 const script = `#!/bin/sh
 cd "$(dirname "$0")"
+export CRITEST_SLOWNESS=10
 while read -r dir args; do
 	echo "== suite $dir"
 	(cd "$dir" && eval ./package.test -test.v -test.timeout=%ds "$args" </dev/null 2>&1)
