@@ -82,7 +82,7 @@ func directory(t testing.TB, path string) func() {
 func (f *auditFixture) copyOf(id, box string) func() {
 	f.t.Helper()
 	r := f.running.record
-	r.ID, r.SandboxID, r.Cgroup = id, box, f.config.containerCgroup(f.b.record.Cgroup, id)
+	r.ID, r.SandboxID, r.Cgroup = id, box, f.b.containerCgroup(id)
 	undo := directory(f.t, f.store.root("containers", id))
 	if err := writeRecord(f.store.root("containers", id, containerFile), &r, false); err != nil {
 		f.t.Fatal(err)

@@ -152,7 +152,7 @@ func (s *Store) clearCgroupOf(ctx context.Context, pid int, text string) error {
 func (s *Store) clearContainer(ctx context.Context, id string) error {
 	var paths []string
 	for _, b := range s.Sandboxes() {
-		paths = append(paths, s.config.containerCgroup(b.record.Cgroup, id))
+		paths = append(paths, b.containerCgroup(id))
 	}
 	for _, path := range paths {
 		cg, err := s.cgroups.Load(path)

@@ -113,6 +113,7 @@ func (c *config) cgroupDriver(systemdRuns string) string {
 func logTo(level int) error {
 	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(flags)
+	logToJournal()
 	return errors.Join(flags.Set("logtostderr", "true"), flags.Set("v", strconv.Itoa(level)))
 }
 
@@ -201,6 +202,7 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	}
 	defer stop()
 	fault.Point("start.control.served")
+	go watch(ctx, func() { store.Sandboxes() })
 	return serveOn(ctx, c, cri, store.Notes())
 }
 
@@ -227,7 +229,7 @@ func serveOn(ctx context.Context, c *config, cri *server.Server, notes []string)
 	if err != nil {
 		return err
 	}
-	listener, err := server.Listen(ctx, socket)
+	listener, err := listen(ctx, socket)
 	if err != nil {
 		return err
 	}
@@ -241,11 +243,4 @@ func serveOn(ctx context.Context, c *config, cri *server.Server, notes []string)
 	fault.Point("close.served")
 	klog.InfoS("Stopped serving; containers go on", "socket", socket)
 	return err
-}
-
-// notify tells the service supervisor, if there is one.
-func notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		klog.ErrorS(err, "Notify systemd", "state", state)
-	}
 }
