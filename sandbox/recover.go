@@ -43,6 +43,9 @@ func (s *Store) recover(ctx context.Context) error {
 			boxWork = append(boxWork, s.quarantine(s.root("sandboxes", e.Name()), err, s.clearSandbox)...)
 			continue
 		}
+		if err := s.keepLabels(b.record.Labels); err != nil {
+			klog.ErrorS(err, "Another pod may be given the same categories", "pod", b.id)
+		}
 		boxWork = append(boxWork, b.recover()...)
 	}
 	fault.Point("recover.sandboxes.read")
@@ -158,9 +161,6 @@ func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 	}
 	b := newSandbox(s, id, config, r.Handler)
 	b.record = r
-	if err := s.keepLabels(r.Labels); err != nil {
-		return nil, err
-	}
 	b.update(func(st *SandboxStatus) {
 		st.Labels = r.Labels
 		st.CreatedAt, st.Cgroup = r.CreatedAt, r.Cgroup
