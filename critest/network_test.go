@@ -2,10 +2,12 @@ package critest
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -43,6 +45,40 @@ func TestPodNetwork(t *testing.T) {
 	if code := server.status().ExitCode; code != 0 {
 		t.Errorf("the server's exit code is %d", code)
 	}
+}
+
+// TestVerboseStatusChecksTheNetwork: the plugins' CHECK is in the verbose status.
+func TestVerboseStatusChecksTheNetwork(t *testing.T) {
+	differs(t, "runs no CHECK")
+	begin(t)
+	p := run(t, podNetwork)
+	shown := func() (info struct{ Network, NetNS string }) {
+		t.Helper()
+		answer, err := node.CRI.PodSandboxStatus(t.Context(), p.id, true)
+		if err == nil {
+			err = json.Unmarshal([]byte(answer.Info["info"]), &info)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	info := shown()
+	if info.Network != "ok" {
+		t.Errorf("network %q, want ok", info.Network)
+	}
+	rename := func(from, to string) {
+		t.Helper()
+		script := "ip link set " + from + " down && ip link set " + from + " name " + to
+		if out, err := exec.CommandContext(t.Context(), "nsenter", "--net="+info.NetNS, "sh", "-c", script).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	rename("eth0", "other")
+	if got := shown().Network; !strings.Contains(got, "CHECK by plugin bridge") || !strings.Contains(got, "eth0") {
+		t.Errorf("without eth0: %q", got)
+	}
+	rename("other", "eth0") // the plugin's DEL leaves rules behind without it
 }
 
 func get(t *testing.T, address string) (body string) {

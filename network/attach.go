@@ -38,8 +38,8 @@ func (n *Network) attach(ctx context.Context, pod Pod) (*Attachment, error) {
 	if live == "" {
 		return nil, fmt.Errorf("%w: no network namespace at %q", ErrInvalid, pod.NetNS)
 	}
-	n.attaching.RLock()
-	defer n.attaching.RUnlock()
+	n.verbs.enter()
+	defer n.verbs.leave()
 	conf, err := n.usable()
 	if err != nil {
 		return nil, err
@@ -103,8 +103,8 @@ func (p Pod) String() string {
 }
 
 // Check runs CHECK with the configuration of the attachment: the error says
-// what is no longer as ADD left it. Where the configuration does not know
-// CHECK the answer is nil.
+// what is no longer as ADD left it. It is ErrNotChecked where the configuration
+// has no CHECK.
 func (n *Network) Check(ctx context.Context, pod Pod, att *Attachment) error {
 	if att.Network == builtinName && len(att.Config) == 0 && n.builtin != nil {
 		if err := n.builtin.Check(pod.ID); err != nil {
@@ -123,8 +123,13 @@ func (n *Network) Check(ctx context.Context, pod Pod, att *Attachment) error {
 	if list, err = n.withResult(list, att, rt); err != nil {
 		return fmt.Errorf("check %s: %w", pod, err)
 	}
-	if err := n.cni.CheckNetworkList(ctx, list, rt); err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
+	switch err := n.cni.CheckNetworkList(ctx, list, rt); {
+	case errors.Is(err, libcni.ErrorCheckNotSupp):
+		return fmt.Errorf("check %s: network %s: %w: %w", pod, list.Name, ErrNotChecked, err)
+	case err != nil:
 		return fmt.Errorf("check %s: network %s: %w", pod, list.Name, pluginError(err))
+	case list.DisableCheck:
+		return fmt.Errorf("check %s: network %s: %w: its configuration says disableCheck", pod, list.Name, ErrNotChecked)
 	}
 	return nil
 }

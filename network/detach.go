@@ -19,6 +19,8 @@ import (
 // the one in libcni's cache, else the current one. It is idempotent, and
 // needs no network namespace; after an error it is to be called again.
 func (n *Network) Detach(ctx context.Context, pod Pod, att *Attachment) error {
+	n.verbs.enter()
+	defer n.verbs.leave()
 	if err := n.detach(ctx, pod, att); err != nil {
 		err = fmt.Errorf("detach %s: %w", pod, err)
 		n.noteFailure(err)

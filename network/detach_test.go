@@ -217,7 +217,7 @@ func TestGC(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := n.GC(t.Context(), []Pod{kept}); err != nil {
+	if err := n.GC(t.Context(), only("kept")); err != nil {
 		t.Fatal(err)
 	}
 	if got := f.calls(); !strings.Contains(got, "DEL p stale") || strings.Contains(got, "DEL p kept") || !strings.Contains(got, "GC p") {
@@ -226,7 +226,7 @@ func TestGC(t *testing.T) {
 	if got := normal(t, f.read("p.GC.stdin"), "cni.dev/valid-attachments"); got != `[{"containerID":"kept","ifname":"eth0"}]` {
 		t.Errorf("valid attachments %s", got)
 	}
-	if err := n.GC(t.Context(), nil); err != nil {
+	if err := n.GC(t.Context(), only()); err != nil {
 		t.Fatal(err)
 	}
 	f.empty()

@@ -18,8 +18,10 @@ var (
 	// ErrInvalid: the pod, or the configuration given, breaks a rule; the text
 	// names the field.
 	ErrInvalid = errors.New("invalid")
-	// ErrBusy: pods are being attached; try again later.
+	// ErrBusy: pods are being attached or detached; try again later.
 	ErrBusy = errors.New("attachments are under way")
+	// ErrNotChecked: the configuration knows no CHECK, or switches it off.
+	ErrNotChecked = errors.New("not checked")
 )
 
 // PluginError says how one run of a plugin failed.

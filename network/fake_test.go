@@ -299,7 +299,7 @@ esac
 	if err := n.Ready(); err != nil {
 		t.Error(err)
 	}
-	if err := n.GC(t.Context(), nil); !errors.Is(err, ErrBusy) {
+	if err := n.GC(t.Context(), only("slow", "fast")); !errors.Is(err, ErrBusy) {
 		t.Errorf("GC while attaching: %v", err)
 	}
 	if err := n.Detach(t.Context(), other, att); err != nil {
@@ -425,6 +425,46 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	if got := strings.Count(f.calls(), "DEL"); got != pods {
 		t.Errorf("%d calls of DEL", got)
+	}
+	f.empty()
+}
+
+// TestSeveralInterfaces: of what a plugin of several networks answers, eth0 of the
+// pod counts; the whole result and each plugin's own capabilities go through.
+func TestSeveralInterfaces(t *testing.T) {
+	f := newFakes(t)
+	const result = `[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0",
+		"interfaces":[{"name":"br0"},{"name":"net1","sandbox":"x"},{"name":"eth0","sandbox":"x"}],
+		"ips":[{"interface":1,"address":"192.0.2.7/24"},{"interface":2,"address":"fd00::2/64"},{"interface":2,"address":"10.9.0.2/24"},{"interface":0,"address":"10.9.0.1/24"}]}'`
+	f.plugin("many", result)
+	f.plugin("rates", result)
+	f.conf("10.conflist", `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"many","capabilities":{"cgroupPath":true,"io.kubernetes.cri.pod-annotations":true,"mac":true}},
+		{"type":"rates","capabilities":{"bandwidth":true,"dns":false}}]}`)
+	n := open(t, f.config)
+	pod := f.pod("a1")
+	pod.CgroupParent = "/kubepods/a1"
+	pod.DNS = &runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}}
+	pod.Annotations = map[string]string{ingressBandwidth: "2M", egressBandwidth: "1M"}
+	att, err := n.Attach(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(att.IPs, " "); got != "fd00::2 10.9.0.2" {
+		t.Errorf("addresses %s", got)
+	}
+	for file, want := range map[string]string{
+		"many.ADD.stdin":  `"runtimeConfig":{"cgroupPath":"/kubepods/a1","io.kubernetes.cri.pod-annotations":{"kubernetes.io/ingress-bandwidth":"2M","kubernetes.io/egress-bandwidth":"1M"}}`,
+		"rates.ADD.stdin": `"runtimeConfig":{"bandwidth":{"ingressRate":2000000,"ingressBurst":2147483647,"egressRate":1000000,"egressBurst":2147483647}}`,
+	} {
+		if want, got := normal(t, "{"+want+"}", "runtimeConfig"), normal(t, f.read(file), "runtimeConfig"); got != want {
+			t.Errorf("%s: %s, want %s", file, got, want)
+		}
+	}
+	if err := n.Detach(t.Context(), pod, att); err != nil {
+		t.Fatal(err)
+	}
+	if got := normal(t, f.read("many.DEL.stdin"), "prevResult"); !strings.Contains(got, "192.0.2.7") || !strings.Contains(got, "net1") {
+		t.Errorf("DEL without the other interface: %s", got)
 	}
 	f.empty()
 }

@@ -70,7 +70,7 @@ type Network struct {
 	health  atomic.Pointer[health]  // latest answer to STATUS
 	failure atomic.Pointer[failure] // latest failed operation
 
-	attaching sync.RWMutex // read: Attach; write, without waiting: GC
+	verbs turns // ADD and DEL, or GC
 
 	leftMu sync.Mutex
 	left   map[string][]leftover // by sandbox; of before this daemon's start

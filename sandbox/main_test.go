@@ -26,6 +26,8 @@ type noNetwork struct {
 	attached, detached atomic.Int32
 	fail               error
 	entered, hold      chan struct{} // Attach says that it is called and waits, if there are any
+	check              error
+	collected          chan []string // the ids that GC was to keep, if there is any
 }
 
 func (n *noNetwork) Attach(context.Context, network.Pod) (*network.Attachment, error) {
@@ -45,6 +47,16 @@ func (n *noNetwork) Restore(network.Pod, *network.Attachment) error { return nil
 func (n *noNetwork) Detach(context.Context, network.Pod, *network.Attachment) error {
 	n.detached.Add(1)
 	return nil
+}
+
+func (n *noNetwork) Check(context.Context, network.Pod, *network.Attachment) error { return n.check }
+
+func (n *noNetwork) GC(_ context.Context, keep func() ([]string, error)) error {
+	ids, err := keep()
+	if n.collected != nil {
+		n.collected <- ids
+	}
+	return err
 }
 
 // fixture is a store in throw-away directories, and an image with busybox.

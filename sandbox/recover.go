@@ -27,12 +27,12 @@ const (
 )
 
 // recover reads all records and finds out what became of each object
-// while no daemon ran. What is half made is undone in the background.
-func (s *Store) recover(ctx context.Context) error {
+// while no daemon ran. What is half made is undone in the background until tidied.
+func (s *Store) recover(ctx context.Context) (tidied <-chan struct{}, err error) {
 	var boxWork, work undoing
 	boxes, err := os.ReadDir(s.root("sandboxes"))
 	if err != nil {
-		return fmt.Errorf("recover: %w", err)
+		return nil, fmt.Errorf("recover: %w", err)
 	}
 	for _, e := range boxes {
 		b, err := s.loadSandbox(e.Name())
@@ -51,7 +51,7 @@ func (s *Store) recover(ctx context.Context) error {
 	fault.Point("recover.sandboxes.read")
 	containers, err := os.ReadDir(s.root("containers"))
 	if err != nil {
-		return fmt.Errorf("recover: %w", err)
+		return nil, fmt.Errorf("recover: %w", err)
 	}
 	var mu sync.Mutex
 	var group errgroup.Group
@@ -75,17 +75,19 @@ func (s *Store) recover(ctx context.Context) error {
 	fault.Point("recover.containers.read")
 	for _, kind := range []string{"sandboxes", "containers"} {
 		if err := s.sweep(kind); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	fault.Point("recover.swept")
 	s.tidying.Store(true)
+	done := make(chan struct{})
 	s.background.Go(func() {
+		defer close(done)
 		defer s.tidying.Store(false)
 		s.tidy(context.WithoutCancel(ctx), work, boxWork)
 	})
 	klog.InfoS("State is read", "sandboxes", len(s.sandboxes), "containers", len(s.containers), "undo", len(work)+len(boxWork))
-	return nil
+	return done, nil
 }
 
 // sweep removes what a crash before the record left in the state directory: empty

@@ -39,6 +39,8 @@ type Network interface {
 	Detach(ctx context.Context, pod network.Pod, att *network.Attachment) error
 	// Restore mends what the network keeps of an attachment that is there.
 	Restore(pod network.Pod, att *network.Attachment) error
+	Check(ctx context.Context, pod network.Pod, att *network.Attachment) error
+	GC(ctx context.Context, keep func() (ids []string, err error)) error
 }
 
 // Config is what a Store is opened with.
@@ -94,6 +96,7 @@ type Store struct {
 
 	tidying    atomic.Bool    // what was left half made is being undone
 	background sync.WaitGroup // verbs under way and tidying
+	quit       func()         // ends what goes on until Close
 	watchers   sync.WaitGroup // they end with the connections to the monitors
 }
 
@@ -112,6 +115,8 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		lag:        newPool(sharedLag),
 	}
 	s.events.open()
+	collecting, quit := context.WithCancel(context.WithoutCancel(ctx))
+	s.quit = quit
 	var undo cleanup
 	defer undo.undo(&err)
 	undo.add(s.Close)
@@ -163,14 +168,17 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		return nil, err
 	}
 	fault.Point("start.monitors.cgroup.made")
-	if err := s.recover(ctx); err != nil {
+	tidied, err := s.recover(ctx)
+	if err != nil {
 		return nil, err
 	}
+	s.background.Go(func() { s.collectNetwork(collecting, tidied) })
 	return s, nil
 }
 
 // Close lets go of the monitors; no container is stopped.
 func (s *Store) Close() error {
+	s.quit()
 	quiet := make(chan struct{})
 	go func() {
 		s.background.Wait()

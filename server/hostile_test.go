@@ -37,6 +37,8 @@ func (anyNetwork) Attach(context.Context, network.Pod) (*network.Attachment, err
 func (anyNetwork) Restore(network.Pod, *network.Attachment) error { return nil }
 
 func (anyNetwork) Detach(context.Context, network.Pod, *network.Attachment) error { return nil }
+func (anyNetwork) Check(context.Context, network.Pod, *network.Attachment) error  { return nil }
+func (anyNetwork) GC(context.Context, func() ([]string, error)) error             { return nil }
 
 // attack is a request of which one field is wrong.
 type attack struct {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,9 @@ import (
 // maxSpecBytes leaves room in a message for the rest of it.
 const maxSpecBytes = maxMessageBytes / 2
 
+// networkTimeout is how long a verbose status waits for the network's plugins.
+const networkTimeout = 3 * time.Second
+
 // containerDetails is what verbose status shows of a container. Scripts around
 // crictl read sandboxID, pid, config and runtimeSpec by these names.
 type containerDetails struct {
@@ -43,6 +47,7 @@ type podDetails struct {
 	RuntimeHandler string                       `json:"runtimeHandler"`
 	NetNS          string                       `json:"netns,omitempty"`
 	IPs            []string                     `json:"ips,omitempty"`
+	Network        string                       `json:"network,omitempty"` // "ok", or what CHECK found
 	Config         *runtimeapi.PodSandboxConfig `json:"config"`
 	RuntimeSpec    *specs.Spec                  `json:"runtimeSpec"`
 }
@@ -116,6 +121,19 @@ func podInfo(st *sandbox.SandboxStatus) *podDetails {
 		Config:         st.Config,
 		RuntimeSpec:    spec,
 	}
+}
+
+// networkInfo is what the network's plugins say of a pod that runs on it.
+func networkInfo(ctx context.Context, box *sandbox.Sandbox) string {
+	if st := box.Status(); st.NetNS == "" || st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	if err := box.CheckNetwork(ctx); err != nil {
+		return err.Error()
+	}
+	return "ok"
 }
 
 func (s *imageService) imageInfo(image *imageservice.Image) (*imageDetails, error) {

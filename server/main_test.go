@@ -37,6 +37,8 @@ func (noNetwork) Attach(context.Context, network.Pod) (*network.Attachment, erro
 func (noNetwork) Restore(network.Pod, *network.Attachment) error { return nil }
 
 func (noNetwork) Detach(context.Context, network.Pod, *network.Attachment) error { return nil }
+func (noNetwork) Check(context.Context, network.Pod, *network.Attachment) error  { return nil }
+func (noNetwork) GC(context.Context, func() ([]string, error)) error             { return nil }
 
 // memoryImages is a small image store: images by id, names as their RepoTags
 // and RepoDigests say, and holds as a set.

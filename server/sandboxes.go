@@ -69,7 +69,7 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtimeapi.R
 }
 
 // PodSandboxStatus says how a sandbox is.
-func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+func (s *runtimeService) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	box, err := s.sandbox(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -82,7 +82,9 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.Pod
 		resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(c, names))
 	}
 	if req.GetVerbose() {
-		resp.Info = map[string]string{"info": toJSON(podInfo(st))}
+		details := podInfo(st)
+		details.Network = networkInfo(ctx, box)
+		resp.Info = map[string]string{"info": toJSON(details)}
 	}
 	return resp, nil
 }
