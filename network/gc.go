@@ -10,29 +10,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Collect detaches what was attached for sandboxes that do not exist any more,
-// as when somebody has removed a record by hand. Plugins are not asked for what
-// else they have: it may be another runtime's.
-func (n *Network) Collect(ctx context.Context, exists func(id string) bool) error {
-	left, err := n.attached()
-	if err != nil {
-		return fmt.Errorf("collect leftovers of the network: %w", err)
-	}
-	var errs []error
-	for id, netns := range left {
-		if exists(id) {
-			continue
-		}
-		n.verbs.enter()
-		err := n.detach(ctx, Pod{ID: id, NetNS: netns}, nil)
-		n.verbs.leave()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("collect leftovers of the network: sandbox %s: %w", id, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // GC detaches what was attached for sandboxes that keep does not name, and then
 // asks plugins that know the verb to drop what belongs to none of those it does;
 // a network of version 1.1 must therefore not be shared with another runtime,

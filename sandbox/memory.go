@@ -59,10 +59,6 @@ func (s *Store) Memory() *Memory {
 	return m
 }
 
-// Recorded tells whether there is or was a sandbox with that id: one that is being
-// made or removed counts.
-func (s *Store) Recorded(id string) bool { return exists(s.root("sandboxes", id)) }
-
 // images returns the ids of the images that the container needs.
 func (s *ContainerStatus) images() []string {
 	if s.ImageID == "" {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -151,13 +150,6 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 		return fmt.Errorf("open state: %w", err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	var collecting sync.WaitGroup
-	defer collecting.Wait()
-	collecting.Go(func() {
-		if err := pods.Collect(ctx, store.Recorded); err != nil {
-			klog.ErrorS(err, "Detach what no sandbox has")
-		}
-	})
 	fault.Point("start.store.opened")
 	metrics := control.NewMetrics()
 	images, err := imageservice.Open(imageservice.Config{
