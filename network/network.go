@@ -126,6 +126,9 @@ func Open(config Config) (*Network, error) {
 	if err := os.MkdirAll(n.recordDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
+	if err := n.dropUnfinished(); err != nil {
+		return nil, fmt.Errorf("open network: %w", err)
+	}
 	if err := n.openBuiltin(); err != nil {
 		return nil, err
 	}

@@ -67,6 +67,16 @@ func (n *Network) replaceRecord(id string, r *record) error {
 	return nil
 }
 
+// dropUnfinished removes what a daemon that was killed in replaceRecord has left:
+// the record in whose place it was to come is still true.
+func (n *Network) dropUnfinished() error {
+	left, err := filepath.Glob(n.recordPath("*.next"))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 // readRecord returns nil if there is none, or if it was cut short, which only
 // a crash before its ADD or of the whole machine can do.
 func (n *Network) readRecord(id string) (*record, error) {
