@@ -99,27 +99,35 @@ func (c *Container) inCgroup(ctx context.Context, run func(*oci.Cgroup) error) e
 	return errors.Join(fmt.Errorf("exec in container %s: %w", c.id, err), sub.Remove(kill))
 }
 
-// dropExecs removes the cgroups of execs that the last daemon did not live to
-// remove. Their commands are ended by the monitor, which may take a moment; what
-// a command had left running before goes with the container, as always.
-func (c *Container) dropExecs() {
+// leftExecs returns the cgroups of execs that the last daemon did not live to remove.
+// It is asked before this daemon takes an exec: those look the same.
+func (c *Container) leftExecs() []*oci.Cgroup {
 	cg, err := c.cgroup()
 	if err != nil {
-		return
+		return nil
 	}
+	subs, err := cg.Subs(execPrefix)
+	if err != nil {
+		klog.ErrorS(err, "Find the cgroups of execs", "container", c.id, "pod", c.box.id)
+	}
+	return subs
+}
+
+// dropExecs removes them. Their commands are ended by the monitor, which may take a moment; what
+// a command had left running before goes with the container, as always.
+func (c *Container) dropExecs(left []*oci.Cgroup) {
 	end := time.NewTimer(drainTimeout)
 	defer end.Stop()
 	again := time.NewTicker(drainTimeout / 20)
 	defer again.Stop()
 	for {
-		subs, err := cg.Subs(execPrefix)
-		for _, sub := range subs {
-			err = errors.Join(err, sub.RemoveIdle())
-		}
-		if err != nil {
-			klog.ErrorS(err, "Remove the cgroups of execs", "container", c.id, "pod", c.box.id)
-		}
-		if len(subs) == 0 {
+		left = slices.DeleteFunc(left, func(sub *oci.Cgroup) bool {
+			if err := sub.RemoveIdle(); err != nil {
+				klog.ErrorS(err, "Remove the cgroup of an exec", "container", c.id, "pod", c.box.id)
+			}
+			return !exists(sub.Path())
+		})
+		if len(left) == 0 {
 			return
 		}
 		select {

@@ -361,6 +361,7 @@ func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 	c.mu.Lock()
 	c.monitor = m
 	c.mu.Unlock()
+	left := c.leftExecs()
 	c.update(func(s *ContainerStatus) {
 		s.State, s.PID, s.StartedAt = stateCreated, m.PID(), m.StartedAt()
 		if m.State() == conmon.StateRunning {
@@ -369,7 +370,7 @@ func (c *Container) adopt(ctx context.Context, lost lostRecord) error {
 		s.Rootfs = fmt.Sprintf("/proc/%d/root", m.PID())
 	})
 	c.store.watchers.Go(func() { c.watch(m) })
-	c.store.background.Go(c.dropExecs)
+	c.store.background.Go(func() { c.dropExecs(left) })
 	fault.Point("recover.adopted")
 	return nil
 }
