@@ -14,7 +14,7 @@ func TestInspectHosts(t *testing.T) {
 		"port":        {"a.example_5000_/hosts.toml", `server = "https://b.example"`, ""},
 		"default":     {"_default/hosts.toml", "[host.\"https://m.example\"]\n", ""},
 		"syntax":      {"a.example/hosts.toml", "server = \"https://b.example\"\n\nserver =\n", "line 3: "},
-		"unknown key": {"a.example/hosts.toml", "\ncapabilites = []\n", `line 2: unknown key "capabilites"`},
+		"unknown key": {"a.example/hosts.toml", "\npowers = []\n", `line 2: unknown key "powers"`},
 		"no CA":       {"a.example/hosts.toml", `ca = "absent.pem"`, "absent.pem: no such file"},
 		"bad CA":      {"a.example/ca.crt", "words", "holds no certificate"},
 		"bad client":  {"a.example/client.cert", "words", "client certificate"},

@@ -125,21 +125,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	}
 	defer l.close()
 	fault.Point("create.rootfs.mounted")
-	f.enter("make the spec")
-	if err := l.makeSpec(ctx); err != nil {
-		return err
-	}
-	f.enter("label volumes")
-	if err := l.relabelVolumes(ctx); err != nil {
-		return err
-	}
-	f.enter("prepare mount points and limits")
-	if err := l.prepare(); err != nil {
-		return err
-	}
-	fault.Point("create.prepared")
-	f.enter("launch")
-	m, err := l.launch(ctx)
+	m, err := l.makeProcess(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -156,6 +142,25 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	fault.Point("create.bundle.renamed")
 	l.publish(m)
 	return nil
+}
+
+// makeProcess makes what the container's process needs, and that, up to where it waits for Start.
+func (l *launch) makeProcess(ctx context.Context, f *flight[*Container]) (*conmon.Monitor, error) {
+	f.enter("make the spec")
+	if err := l.makeSpec(ctx); err != nil {
+		return nil, err
+	}
+	f.enter("label volumes")
+	if err := l.relabelVolumes(ctx); err != nil {
+		return nil, err
+	}
+	f.enter("prepare mount points and limits")
+	if err := l.prepare(); err != nil {
+		return nil, err
+	}
+	fault.Point("create.prepared")
+	f.enter("launch")
+	return l.launch(ctx)
 }
 
 // mountRootfs makes the root file system, in a pod with a user namespace with ids of that.

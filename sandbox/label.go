@@ -85,17 +85,17 @@ func (s *Store) releaseLabels(l oci.Labels) {
 }
 
 // labelled adds the label of all files to mount(2)'s options.
-func labelled(options, label string) string {
-	if label == "" {
+func labelled(options, text string) string {
+	if text == "" {
 		return options
 	}
-	return options + `,context="` + label + `"`
+	return options + `,context="` + text + `"`
 }
 
 // labelOption is the same for fsconfig(2), nothing without a label.
-func labelOption(label string) []overlayOption {
-	if label == "" {
+func labelOption(text string) []overlayOption {
+	if text == "" {
 		return nil
 	}
-	return []overlayOption{{"context", label}}
+	return []overlayOption{{"context", text}}
 }

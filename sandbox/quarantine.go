@@ -129,7 +129,7 @@ func (s *Store) clearReaper(ctx context.Context, id string) error {
 func (s *Store) clearCgroupOf(ctx context.Context, pid int, text string) error {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
-		return nil //nolint:nilerr // it has ended meanwhile
+		return nil // it has ended meanwhile
 	}
 	for line := range strings.Lines(string(data)) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)

@@ -32,11 +32,11 @@ func skeleton(dir string) error {
 		}
 	}
 	for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
-		path := filepath.Join(dir, "etc", f)
-		if exists(path) {
+		file := filepath.Join(dir, "etc", f)
+		if exists(file) {
 			continue // the disk may be full
 		}
-		if err := os.WriteFile(path, nil, worldReadable); err != nil {
+		if err := os.WriteFile(file, nil, worldReadable); err != nil {
 			return fmt.Errorf("make the lowest layer: %w", err)
 		}
 	}

@@ -104,7 +104,7 @@ func (p *pair) end() {
 }
 
 func (f *forwarding) openSPDY(w http.ResponseWriter, r *http.Request) (*spdySession, error) {
-	if _, err := negotiate(w, r, []string{protocolForward}); err != nil {
+	if err := negotiate(w, r, []string{protocolForward}); err != nil {
 		return nil, err
 	}
 	return upgradeSPDY(w, f.accept)

@@ -170,7 +170,7 @@ const protocolRemote = "v4.channel.k8s.io"
 // openSPDY upgrades the connection and waits until the client has opened all
 // streams. An error has been answered if it could be.
 func openSPDY(w http.ResponseWriter, r *http.Request, want wanted, timeout time.Duration) (remote, error) {
-	if _, err := negotiate(w, r, []string{protocolRemote}); err != nil {
+	if err := negotiate(w, r, []string{protocolRemote}); err != nil {
 		return nil, err
 	}
 	missing := map[string]bool{streamError: true}

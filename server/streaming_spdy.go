@@ -83,18 +83,18 @@ func serveSPDY(conn halfCloser, in io.Reader, accept func(*spdyStream) error) (*
 
 // negotiate picks the first of the client's protocols that is among ours; an
 // error has been answered.
-func negotiate(w http.ResponseWriter, r *http.Request, ours []string) (string, error) {
+func negotiate(w http.ResponseWriter, r *http.Request, ours []string) error {
 	const offered, accepted = "X-Stream-Protocol-Version", "X-Accepted-Stream-Protocol-Versions"
 	if !headerHas(r.Header, "Connection", "upgrade") || !headerHas(r.Header, "Upgrade", "spdy/3.1") {
 		err := fmt.Errorf("a request for neither SPDY/3.1 nor WebSocket: %w", errProtocol)
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return "", err
+		return err
 	}
 	for _, value := range r.Header.Values(offered) {
 		for name := range strings.SplitSeq(value, ",") {
 			if name = strings.TrimSpace(name); slices.Contains(ours, name) {
 				w.Header().Set(offered, name)
-				return name, nil
+				return nil
 			}
 		}
 	}
@@ -103,7 +103,7 @@ func negotiate(w http.ResponseWriter, r *http.Request, ours []string) (string, e
 	}
 	err := fmt.Errorf("stream protocols %q: %w, there are %q", r.Header.Values(offered), errProtocol, ours)
 	http.Error(w, err.Error(), http.StatusForbidden)
-	return "", err
+	return err
 }
 
 func headerHas(header http.Header, name, token string) bool {

@@ -144,7 +144,6 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	}
 	defer func() { err = errors.Join(err, pods.Close()) }()
 	fault.Point("start.network.opened")
-	driver := c.cgroupDriver("/run/systemd/system")
 	store, err := sandbox.Open(ctx, c.sandbox(), pods)
 	if err != nil {
 		return fmt.Errorf("open state: %w", err)
@@ -152,35 +151,12 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	fault.Point("start.store.opened")
 	metrics := control.NewMetrics()
-	images, err := imageservice.Open(imageservice.Config{
-		PullEnded: metrics.Pull,
-		Root:      filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
-		MaxParallelLayers: c.Image.MaxParallelLayers, NoProgressTimeout: c.Image.NoProgressTimeout.Duration,
-		Proxy: imageservice.Proxy{
-			HTTP: c.Image.Proxy.HTTP.text, HTTPS: c.Image.Proxy.HTTPS.text, None: strings.Join(c.Image.Proxy.None, ","),
-		},
-		Policy: c.Image.Policy.policy(),
-	})
+	images, err := c.openImages(metrics)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, images.Close()) }()
-	effective, err := c.effective()
-	if err != nil {
-		return err
-	}
-	userNamespaces := store.Features().UserNamespaces.Problem == ""
-	cri, err := server.New(server.Config{
-		Runtime: store, Images: images, Observe: metrics.RPC,
-		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() }, PodSubnets: pods.SetSubnets,
-		Version: buildVersion(), CgroupDriver: driver, EffectiveConfig: effective, Notes: store.Notes,
-		Handlers: c.handlers(&runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}),
-		Streaming: server.StreamingConfig{
-			Address: c.Streaming.Address, Port: c.Streaming.Port, CertFile: c.Streaming.TLSCertFile, KeyFile: c.Streaming.TLSKeyFile,
-			IdleTimeout: c.Streaming.IdleTimeout.Duration, CreationTimeout: c.Streaming.CreationTimeout.Duration,
-		},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: userNamespaces},
-	})
+	cri, err := c.newServer(store, pods, images, metrics)
 	if err != nil {
 		return err
 	}
@@ -196,6 +172,37 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	fault.Point("start.control.served")
 	go watch(ctx, func() { store.Sandboxes() })
 	return serveOn(ctx, c, cri, store.Notes())
+}
+
+func (c *config) openImages(metrics *control.Metrics) (*imageservice.Store, error) {
+	return imageservice.Open(imageservice.Config{
+		PullEnded: metrics.Pull,
+		Root:      filepath.Join(c.Root, "images"), RegistryConfigDir: c.Image.RegistryConfigDir, PinnedImages: c.Image.Pinned,
+		MaxParallelLayers: c.Image.MaxParallelLayers, NoProgressTimeout: c.Image.NoProgressTimeout.Duration,
+		Proxy: imageservice.Proxy{
+			HTTP: c.Image.Proxy.HTTP.text, HTTPS: c.Image.Proxy.HTTPS.text, None: strings.Join(c.Image.Proxy.None, ","),
+		},
+		Policy: c.Image.Policy.policy(),
+	})
+}
+
+func (c *config) newServer(store *sandbox.Store, pods *network.Network, images *imageservice.Store, metrics *control.Metrics) (*server.Server, error) {
+	effective, err := c.effective()
+	if err != nil {
+		return nil, err
+	}
+	userNamespaces := store.Features().UserNamespaces.Problem == ""
+	return server.New(server.Config{
+		Runtime: store, Images: images, Observe: metrics.RPC,
+		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() }, PodSubnets: pods.SetSubnets,
+		Version: buildVersion(), CgroupDriver: c.cgroupDriver("/run/systemd/system"), EffectiveConfig: effective, Notes: store.Notes,
+		Handlers: c.handlers(&runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}),
+		Streaming: server.StreamingConfig{
+			Address: c.Streaming.Address, Port: c.Streaming.Port, CertFile: c.Streaming.TLSCertFile, KeyFile: c.Streaming.TLSKeyFile,
+			IdleTimeout: c.Streaming.IdleTimeout.Duration, CreationTimeout: c.Streaming.CreationTimeout.Duration,
+		},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: userNamespaces},
+	})
 }
 
 // sandbox returns what the package sandbox is opened with.

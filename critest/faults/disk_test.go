@@ -69,7 +69,7 @@ func (d *disk) unmount() {
 
 func (d *disk) command(args ...string) {
 	d.t.Helper()
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil { //nolint:noctx // short
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 		d.t.Fatalf("%q: %v: %s", args, err, out)
 	}
 }
@@ -77,7 +77,7 @@ func (d *disk) command(args ...string) {
 // fillBytes takes all blocks, and returns what gives them back.
 func (d *disk) fillBytes() (func(), error) {
 	path := filepath.Join(d.Dir, "fill")
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}

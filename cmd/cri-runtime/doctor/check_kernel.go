@@ -61,23 +61,23 @@ func (e *exam) kernelCalls() string {
 
 // module tells whether a part of the kernel is there: loaded, built in, or
 // where the kernel finds it when it is asked for.
-func (e *exam) module(name string) (found, loaded bool) {
+func (e *exam) module(name string) bool {
 	if e.exists("/sys/module/" + name) {
-		return true, true
+		return true
 	}
 	text, _ := e.text("/proc/sys/kernel/osrelease")
 	if text == "" || strings.ContainsAny(text, "/\x00") {
-		return false, false
+		return false
 	}
 	for _, list := range []string{"modules.builtin", "modules.dep"} {
 		for _, line := range e.lines(path.Join("/lib/modules", text, list)) {
 			file, _, _ := strings.Cut(path.Base(strings.SplitN(line, ":", 2)[0]), ".ko")
 			if strings.ReplaceAll(file, "-", "_") == name {
-				return true, list == "modules.builtin"
+				return true
 			}
 		}
 	}
-	return false, false
+	return false
 }
 
 func (e *exam) overlay() string {
@@ -86,7 +86,7 @@ func (e *exam) overlay() string {
 			return "overlay is there"
 		}
 	}
-	if found, _ := e.module("overlay"); found {
+	if e.module("overlay") {
 		return "overlay is a module that is loaded when it is needed"
 	}
 	e.fail("the kernel has no overlay", "no container can have a root file system", "modprobe overlay, or build the kernel with CONFIG_OVERLAY_FS")

@@ -27,7 +27,7 @@ func (e *exam) networkModules() string {
 		{"nf_tables", "", "NF_TABLES", "no host ports and no masquerade in the built-in network, none with new iptables"},
 		{"nf_conntrack", "/proc/sys/net/netfilter/nf_conntrack_max", "NF_CONNTRACK", "no host ports, no masquerade, no services"},
 	} {
-		if found, _ := e.module(m.name); found || m.sign != "" && e.exists(m.sign) || e.compiled(m.option) {
+		if e.module(m.name) || m.sign != "" && e.exists(m.sign) || e.compiled(m.option) {
 			continue
 		}
 		e.warn("the kernel does not show "+m.name, m.cost+", unless it is built in without a trace", "modprobe "+m.name+", or a kernel with CONFIG_"+m.option)
