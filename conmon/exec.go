@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // ExecRequest describes a process to be started in a running container. Its

@@ -11,7 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // Memory is what a running Store knows, for a check from outside.

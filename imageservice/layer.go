@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/cri-runtime/cri-runtime/fault"
-	"github.com/cri-runtime/cri-runtime/ledger"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // maxLookahead is how much of a layer that cannot be unpacked is still read to

@@ -18,7 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 const (

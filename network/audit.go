@@ -11,8 +11,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // Expected is what a sandbox's record says of its network.

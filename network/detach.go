@@ -10,7 +10,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // Detach runs DEL with the configuration of the ADD, to its end even if ctx

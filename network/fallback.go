@@ -14,8 +14,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // builtinName is the network of pods that no configuration list attached.

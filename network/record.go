@@ -10,9 +10,9 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
-	"github.com/cri-runtime/cri-runtime/fault"
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // record is written before ADD and removed after DEL. It is what DEL needs if

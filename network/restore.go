@@ -6,8 +6,8 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // Restore mends the record of an attachment that is there, by what the sandbox

@@ -15,9 +15,9 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/oci"
 	"github.com/cri-runtime/cri-runtime/oci/seccomp"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 const (

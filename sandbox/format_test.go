@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 const frozenRecord = `the record is not what testdata has. Daemons of other versions read it, and this one reads theirs.

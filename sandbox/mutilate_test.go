@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
-	"github.com/cri-runtime/cri-runtime/ledger"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // mutilations calls try with every cut of content, and with each byte flipped:

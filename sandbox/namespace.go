@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // namespaces says which namespaces a pod has of its own, and what is set in them.

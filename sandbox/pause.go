@@ -14,8 +14,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // sharedPIDNS returns the path of the pod's PID namespace, making it for the first

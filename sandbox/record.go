@@ -12,10 +12,10 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cri-runtime/cri-runtime/fault"
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // recordFormat is the newest format of records that this version reads. A member

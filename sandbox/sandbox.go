@@ -17,9 +17,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // Sandbox is one pod sandbox: namespaces, a network and a place for containers.

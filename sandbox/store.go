@@ -20,10 +20,10 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
 	"github.com/cri-runtime/cri-runtime/oci/seccomp"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // verbTimeout bounds a verb that goes on after its client has gone.

@@ -11,9 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/fault"
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // resourcesFile, beside container.json, holds the limits that took the place of

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/conmon"
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // idMap is what ids of a user namespace are outside of it.

@@ -8,8 +8,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/sandbox"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // CreateContainer creates a container in a ready sandbox.

@@ -8,8 +8,8 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/sandbox"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // holds keeps images while containers are made of them and as long as these

@@ -16,9 +16,9 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/imageservice"
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/sandbox"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // memory is what a daemon tells of itself on its control socket.

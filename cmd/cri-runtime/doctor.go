@@ -12,7 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/cmd/cri-runtime/doctor"
-	"github.com/cri-runtime/cri-runtime/ledger"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 func doctorCommand() *cobra.Command {

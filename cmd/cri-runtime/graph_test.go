@@ -24,20 +24,20 @@ const (
 // A package below critest may import what is below critest.
 func graph() map[string][]string {
 	return map[string][]string{
-		"cmd/cri-runtime":        {"cmd/cri-runtime/doctor", "server", "server/control", "sandbox", "network", "network/builtin", "imageservice", "conmon", "oci", "fault", "ledger"},
-		"cmd/cri-runtime/doctor": {"network", "imageservice", "ledger"},
-		"server":                 {"sandbox", "imageservice", "oci", "server/connlimit", "fault"},
+		"cmd/cri-runtime":        {"cmd/cri-runtime/doctor", "server", "server/control", "sandbox", "network", "network/builtin", "imageservice", "conmon", "oci", "sandbox/fault", "sandbox/ledger"},
+		"cmd/cri-runtime/doctor": {"network", "imageservice", "sandbox/ledger"},
+		"server":                 {"sandbox", "imageservice", "oci", "server/connlimit", "sandbox/fault"},
 		"server/control":         {"imageservice", "server/connlimit"},
 		"server/connlimit":       {},
-		"sandbox":                {"conmon", "network", "oci", "oci/seccomp", "fault", "ledger"},
-		"conmon":                 {"oci", "fault"},
-		"oci":                    {"oci/seccomp", "fault"},
+		"sandbox":                {"conmon", "network", "oci", "oci/seccomp", "sandbox/fault", "sandbox/ledger"},
+		"conmon":                 {"oci", "sandbox/fault"},
+		"oci":                    {"oci/seccomp", "sandbox/fault"},
 		"oci/seccomp":            {},
-		"network":                {"network/builtin", "fault", "ledger"},
-		"network/builtin":        {"fault", "ledger"},
-		"imageservice":           {"fault", "ledger"},
-		"fault":                  {},
-		"ledger":                 {},
+		"network":                {"network/builtin", "sandbox/fault", "sandbox/ledger"},
+		"network/builtin":        {"sandbox/fault", "sandbox/ledger"},
+		"imageservice":           {"sandbox/fault", "sandbox/ledger"},
+		"sandbox/fault":          {},
+		"sandbox/ledger":         {},
 	}
 }
 

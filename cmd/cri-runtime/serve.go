@@ -18,10 +18,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/fault"
 	"github.com/cri-runtime/cri-runtime/imageservice"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/sandbox"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 	"github.com/cri-runtime/cri-runtime/server"
 	"github.com/cri-runtime/cri-runtime/server/control"
 )

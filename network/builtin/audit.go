@@ -12,7 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // Snapshot returns all leases by sandbox.

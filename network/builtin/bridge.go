@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // Config says how the network looks.

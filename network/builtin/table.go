@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
 // The registers of nftables: 32 bit each, keys and values of several fields

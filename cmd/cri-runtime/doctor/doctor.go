@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // Level is how a check went.

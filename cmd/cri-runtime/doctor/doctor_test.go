@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/ledger"
 	"github.com/cri-runtime/cri-runtime/network"
 	"github.com/cri-runtime/cri-runtime/network/builtin"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // tree is a host: paths and what is in the files, "/" for a directory, and
