@@ -96,6 +96,7 @@ type Store struct {
 
 	tidying    atomic.Bool    // what was left half made is being undone
 	background sync.WaitGroup // verbs under way and tidying
+	collector  sync.WaitGroup // ends with the Store only
 	quit       func()         // ends what goes on until Close
 	watchers   sync.WaitGroup // they end with the connections to the monitors
 }
@@ -172,7 +173,7 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 	if err != nil {
 		return nil, err
 	}
-	s.background.Go(func() { s.collectNetwork(collecting, tidied) })
+	s.collector.Go(func() { s.collectNetwork(collecting, tidied) })
 	return s, nil
 }
 
@@ -182,6 +183,7 @@ func (s *Store) Close() error {
 	quiet := make(chan struct{})
 	go func() {
 		s.background.Wait()
+		s.collector.Wait()
 		close(quiet)
 	}()
 	select {
