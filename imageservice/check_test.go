@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // mustCheck wants a report without an error.
@@ -119,6 +121,10 @@ func damages() map[string]struct {
 			}
 			i := bytes.Index(content, []byte(`"listing":"`)) + len(`"listing":"`)
 			content[i] = "10"[content[i]&1]
+			unsealed := content[:bytes.LastIndex(content, []byte(`,"crc32c"`))]
+			if content, err = ledger.Seal(append(unsealed, '}')); err != nil {
+				return err
+			}
 			return os.WriteFile(at(d, "..", layerFile), content, 0o600)
 		}},
 		"no record": {"", func(d string) error { return os.Truncate(at(d, "..", layerFile), 0) }},

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -23,11 +22,10 @@ func mountByDescriptors(dir string, layers []string, options []overlayOption) (*
 		err   error
 	}
 	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here, and its namespace with it
+	go onOwnThread(func() {
 		m, err := mountInNamespace(dir, layers, options)
 		done <- result{m, err}
-	}()
+	})
 	r := <-done
 	if r.err != nil {
 		return nil, fmt.Errorf("overlay: create with %d layers in %s: %w", len(layers), dir, r.err)

@@ -41,10 +41,14 @@ func (l *lines) String() string {
 // captureLog takes the log of the test, at that verbosity.
 func captureLog(t *testing.T, verbosity string) *lines {
 	t.Helper()
-	state := klog.CaptureState()
-	t.Cleanup(state.Restore)
 	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(flags)
+	// Not klog.State.Restore: it writes what a client's goroutine of an earlier test may be reading.
+	t.Cleanup(func() {
+		if err := errors.Join(flags.Set("v", "0"), flags.Set("stderrthreshold", "ERROR"), flags.Set("logtostderr", "true")); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := errors.Join(flags.Set("logtostderr", "false"), flags.Set("stderrthreshold", "FATAL"), flags.Set("v", verbosity)); err != nil {
 		t.Fatal(err)
 	}
