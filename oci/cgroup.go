@@ -439,11 +439,30 @@ func (c *Cgroup) RemoveEmpty() error {
 // RemoveIdle removes the cgroup if no process is left in it or below it;
 // otherwise it stays. A cgroup that is gone already is no error.
 func (c *Cgroup) RemoveIdle() error {
-	err := c.removeDirs()
-	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
-		return nil
+	_, err := c.removeIdle()
+	return err
+}
+
+// RemoveIdleUntil does it as soon as the last process has ended, or leaves the cgroup when ctx ends.
+func (c *Cgroup) RemoveIdleUntil(ctx context.Context) error {
+	wait := newBackoff()
+	for {
+		busy, err := c.removeIdle()
+		if !busy || wait.next(ctx) != nil {
+			return err
+		}
 	}
-	return fmt.Errorf("remove cgroup: %w", err)
+}
+
+func (c *Cgroup) removeIdle() (busy bool, err error) {
+	err = c.removeDirs()
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
+		return true, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("remove cgroup: %w", err)
+	}
+	return false, err
 }
 
 // Remove kills what is left and removes the cgroup with all below it. It

@@ -105,6 +105,36 @@ func TestCgroupRemoveBusy(t *testing.T) {
 	}
 }
 
+// A cgroup whose last process ends meanwhile goes; with one that stays it is left.
+func TestCgroupRemoveIdle(t *testing.T) {
+	g, top := testCgroups(t)
+	c, err := g.Create(top+"/idle", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := startIn(t, c, "sleep 1000")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.RemoveIdleUntil(ended); err != nil {
+		t.Fatal(err)
+	}
+	if full, err := c.Populated(); err != nil || !full {
+		t.Fatalf("populated: %v, %v", full, err)
+	}
+	removed := make(chan error)
+	go func() { removed <- c.RemoveIdleUntil(t.Context()) }()
+	if err := c.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := <-removed; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Load(top + "/idle"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Load: %v", err)
+	}
+}
+
 // Killing an exec leaves the container alone.
 func TestCgroupSub(t *testing.T) {
 	g, top := testCgroups(t)

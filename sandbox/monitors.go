@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,7 +56,7 @@ func openMonitorPlace(s *Store) (p monitorPlace, err error) {
 	}
 	var undo cleanup
 	defer undo.undo(&err)
-	undo.add(p.close)
+	undo.add(func() error { return p.close(0) })
 	if s.cgroups.V2() {
 		p.dir, err = p.cgroup.Dir()
 		return p, err
@@ -101,8 +103,11 @@ func placed(tasks string) bool {
 	return slices.ContainsFunc([]string{"/memory/", "/pids/", "/cpu/", "/cpu,cpuacct/", "/systemd/"}, func(dir string) bool { return strings.Contains(tasks, dir) })
 }
 
-// close lets go of the cgroup, and removes it if no monitor is left.
-func (p *monitorPlace) close() error {
+// monitorEndTimeout bounds the wait for the monitors of containers that are gone.
+const monitorEndTimeout = time.Second
+
+// close lets go of the cgroup, and removes it if no monitor is left, or in wait no more.
+func (p *monitorPlace) close(wait time.Duration) error {
 	var all error
 	for _, f := range append(p.tasks, p.dir) {
 		if f != nil {
@@ -113,7 +118,9 @@ func (p *monitorPlace) close() error {
 	if p.cgroup == nil {
 		return all
 	}
-	return errors.Join(all, p.cgroup.RemoveIdle())
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	return errors.Join(all, p.cgroup.RemoveIdleUntil(ctx))
 }
 
 // signalMonitor sends sig to the container's monitor without its help. It is

@@ -204,7 +204,11 @@ func (s *Store) Close() error {
 	}
 	fault.Point("close.detached")
 	s.watchers.Wait()
-	all = errors.Join(all, s.monitors.close())
+	wait := time.Duration(0)
+	if len(s.Containers()) == 0 {
+		wait = monitorEndTimeout
+	}
+	all = errors.Join(all, s.monitors.close(wait))
 	// The parent of pods that named none, which other daemons may use too.
 	if s.cgroups != nil {
 		if parent, err := s.cgroups.Load(filepath.Join("/", s.config.CgroupParent)); err == nil {
