@@ -86,17 +86,12 @@ func warmUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("warm up: %w\n%s", err, node.LogTail())
 	}
-	errs := []error{node.CRI.StopPodSandbox(ctx, id), node.CRI.RemovePodSandbox(ctx, id)}
-	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + config.Linux.CgroupParent)
-	for _, d := range dirs {
-		errs = append(errs, os.Remove(d))
-	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(node.CRI.StopPodSandbox(ctx, id), node.CRI.RemovePodSandbox(ctx, id), node.RemoveCgroup(ctx, config.Linux.CgroupParent))
 }
 
 // options finds the binary, or builds it.
 func options(ctx context.Context) (harness.Options, error) {
-	o := harness.Options{Peer: peer, Registry: depot.Address}
+	o := harness.Options{Peer: peer, Registry: depot.Address, Systemd: bySystemd()}
 	if plugins, err := filepath.Abs("../bin/cni"); err == nil {
 		if _, err := os.Stat(filepath.Join(plugins, "portmap")); err == nil {
 			o.CNIBin = plugins

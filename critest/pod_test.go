@@ -2,9 +2,7 @@ package critest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +42,7 @@ func podConfig(options ...podOption) *runtimeapi.PodSandboxConfig {
 		LogDirectory: filepath.Join(node.Dir, "logs", uid),
 		Labels:       map[string]string{"uid": uid},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: node.Parent + "/" + uid,
+			CgroupParent: node.PodCgroup(uid),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{
 					Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER,
@@ -92,18 +90,12 @@ func prepare(t *testing.T, config *runtimeapi.PodSandboxConfig) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + config.Linux.CgroupParent)
-		if err != nil {
-			t.Error(err)
-		}
-		for _, d := range append(dirs, "/sys/fs/cgroup"+config.Linux.CgroupParent) {
-			var last error
-			if err := harness.Until(context.Background(), patience, "the pod's cgroup to be empty", func() bool {
-				last = os.Remove(d)
-				return last == nil || errors.Is(last, fs.ErrNotExist)
-			}); err != nil {
-				t.Logf("%v: %v", err, last) // the leak check tells what is in it
-			}
+		var last error
+		if err := harness.Until(context.Background(), patience, "the pod's cgroup to be empty", func() bool {
+			last = node.RemoveCgroup(context.Background(), config.Linux.CgroupParent)
+			return last == nil
+		}); err != nil {
+			t.Logf("%v: %v", err, last) // the leak check tells what is in it
 		}
 		if err := os.RemoveAll(config.LogDirectory); err != nil {
 			t.Error(err)

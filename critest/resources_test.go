@@ -1,6 +1,8 @@
 package critest
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,20 +17,39 @@ func resources(r *runtimeapi.LinuxContainerResources) containerOption {
 	return func(c *runtimeapi.ContainerConfig) { c.Linux.Resources = r }
 }
 
-// cgroupFile finds a file of the container's cgroup on the host.
+// cgroups finds the container's cgroup on the host, in one hierarchy or in all.
+func (c *container) cgroups(hierarchy string) []string {
+	c.t.Helper()
+	var out []string
+	for _, below := range []string{"/*", "/*/*"} { // the second with systemd: there is a scope in the pod's slice
+		found, err := filepath.Glob("/sys/fs/cgroup" + hierarchy + c.pod.config.Linux.CgroupParent + below + c.id + "*")
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		out = append(out, found...)
+	}
+	return out
+}
+
+// cgroupFile reads a file of the container's cgroup, whose name depends on the version.
 func (c *container) cgroupFile(v1, v2 string) string {
 	c.t.Helper()
-	for _, pattern := range []string{
-		"/sys/fs/cgroup/*" + c.pod.config.Linux.CgroupParent + "/*" + c.id + "*/" + v1,
-		"/sys/fs/cgroup" + c.pod.config.Linux.CgroupParent + "/*" + c.id + "*/" + v2,
-	} {
-		if found, err := filepath.Glob(pattern); err == nil && len(found) > 0 {
-			data, err := os.ReadFile(found[0])
-			if err != nil {
-				c.t.Fatal(err)
-			}
-			return strings.TrimSpace(string(data))
+	paths := make([]string, 0, 16)
+	for _, dir := range c.cgroups("/*") {
+		paths = append(paths, filepath.Join(dir, v1))
+	}
+	for _, dir := range c.cgroups("") {
+		paths = append(paths, filepath.Join(dir, v2))
+	}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return strings.TrimSpace(string(data))
 	}
 	c.t.Fatalf("no %s or %s in a cgroup of %s", v1, v2, c.id)
 	return ""
@@ -94,21 +115,17 @@ func TestProcessesStayInTheirCgroup(t *testing.T) {
 	if got := strings.Fields(c.cgroupFile("cgroup.procs", "cgroup.procs")); len(got) != 3 {
 		t.Errorf("%d processes in the cgroup, want 3", len(got))
 	}
-	host, err := filepath.Glob("/sys/fs/cgroup/*" + c.pod.config.Linux.CgroupParent + "/*" + c.id + "*")
-	if err != nil || len(host) == 0 {
-		t.Fatalf("%q, %v", host, err)
-	}
 	// No hierarchy of version 1 may be forgotten.
 	for _, h := range []string{"memory", "pids", "cpu", "devices", "freezer"} {
 		if _, err := os.Stat("/sys/fs/cgroup/" + h); err != nil {
 			continue
 		}
-		found, err := filepath.Glob("/sys/fs/cgroup/" + h + c.pod.config.Linux.CgroupParent + "/*" + c.id + "*/cgroup.procs")
-		if err != nil || len(found) != 1 {
-			t.Errorf("%s: %q, %v", h, found, err)
+		found := c.cgroups("/" + h)
+		if len(found) != 1 {
+			t.Errorf("%s: %q", h, found)
 			continue
 		}
-		data, err := os.ReadFile(found[0])
+		data, err := os.ReadFile(filepath.Join(found[0], "cgroup.procs"))
 		if err != nil || len(strings.Fields(string(data))) != 3 {
 			t.Errorf("%s: processes %q (%v), want 3", h, data, err)
 		}

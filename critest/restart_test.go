@@ -365,7 +365,7 @@ func TestTwoDaemons(t *testing.T) {
 		t.Error(err)
 	}
 	config := podConfig()
-	config.Linux.CgroupParent = second.Parent + "/pod"
+	config.Linux.CgroupParent = second.PodCgroup(second.Tag + "-pod")
 	config.LogDirectory = filepath.Join(second.Dir, "logs")
 	id, err := second.CRI.RunPodSandbox(t.Context(), config, "")
 	if err != nil {
@@ -384,16 +384,8 @@ func TestTwoDaemons(t *testing.T) {
 	if err := second.CRI.RemovePodSandbox(t.Context(), id); err != nil {
 		t.Error(err)
 	}
-	for _, h := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
-		dirs, err := filepath.Glob(h + config.Linux.CgroupParent)
-		if err != nil {
-			t.Error(err)
-		}
-		for _, d := range dirs {
-			if err := os.Remove(d); err != nil {
-				t.Error(err)
-			}
-		}
+	if err := second.RemoveCgroup(t.Context(), config.Linux.CgroupParent); err != nil {
+		t.Error(err)
 	}
 	open = false
 	if err := second.Close(t.Context()); err != nil {

@@ -49,7 +49,7 @@ func TestRuntimeConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Linux.CgroupDriver != runtimeapi.CgroupDriver_CGROUPFS {
+	if bySystemd() != (c.Linux.CgroupDriver == runtimeapi.CgroupDriver_SYSTEMD) {
 		t.Errorf("cgroup driver %s", c.Linux.CgroupDriver)
 	}
 }

@@ -45,7 +45,7 @@ const ownLabel = "tr -d '\\000' </proc/self/attr/current"
 func (c *container) fileLabel(path string) string {
 	c.t.Helper()
 	buf := make([]byte, 512)
-	n, err := unix.Lgetxattr(filepath.Join("/proc", strconv.Itoa(c.pid()), "root", path), "security.selinux", buf)
+	n, err := unix.Lgetxattr("/proc/"+strconv.Itoa(c.pid())+"/root"+path, "security.selinux", buf)
 	if err != nil {
 		c.t.Fatalf("label of %s: %v", path, err)
 	}

@@ -101,6 +101,9 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	}()
 	fault.Point("create.begun")
 	l := &launch{Container: c, config: config, image: image, labels: oci.ContainerLabels(c.box.record.Labels, config)}
+	if err := l.checkOptions(); err != nil {
+		return err
+	}
 	f.enter("write the record")
 	if err := l.writeRecord(); err != nil {
 		return err

@@ -59,6 +59,14 @@ func checkLabels(l oci.Labels) error {
 	return nil
 }
 
+// checkOptions does that for the labels of a container that asks for other ones than its pod's.
+func (l *launch) checkOptions() error {
+	if !l.store.host.SELinux || l.config.GetLinux().GetSecurityContext().GetSelinuxOptions() == nil {
+		return nil
+	}
+	return checkLabels(l.labels)
+}
+
 // keepLabels reserves the categories of a pod that an earlier daemon made.
 func (s *Store) keepLabels(l oci.Labels) error {
 	if !s.host.SELinux || l.Mount == "" {

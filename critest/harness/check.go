@@ -13,10 +13,11 @@ func (r *Runtime) Check(ctx context.Context) error {
 	if r.options.Peer {
 		return nil
 	}
-	//nolint:gosec // our own binary
-	cmd := exec.CommandContext(ctx, r.options.Binary, "check", "--config", filepath.Join(r.Dir, "config.toml"),
+	args := []string{
+		"check", "--config", filepath.Join(r.Dir, "config.toml"),
 		"--root", filepath.Join(r.Dir, "root"), "--state", filepath.Join(r.Dir, "state"),
-		"--cgroup-driver", "cgroupfs", "--cgroup-parent", r.Parent+"/default")
+	}
+	cmd := exec.CommandContext(ctx, r.options.Binary, append(args, r.cgroupArguments()...)...) //nolint:gosec // our own binary
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s check: %w: %s", r.Name, err, out)
 	}

@@ -108,59 +108,6 @@ func names(dir string) ([]string, error) {
 	return out, nil
 }
 
-func hierarchies() ([]string, error) {
-	if _, err := os.Stat(cgroupRoot + "/cgroup.controllers"); err == nil {
-		return []string{cgroupRoot}, nil
-	}
-	all, err := names(cgroupRoot)
-	for i, n := range all {
-		all[i] = filepath.Join(cgroupRoot, n)
-	}
-	return all, err
-}
-
-func (r *Runtime) cgroups() ([]string, error) {
-	roots, err := hierarchies()
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, h := range roots {
-		top := h + r.Parent
-		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err == nil && d.IsDir() && path != top {
-				out = append(out, path)
-			}
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("walk %s: %w", top, err)
-		}
-	}
-	return out, nil
-}
-
-func (r *Runtime) removeCgroups() error {
-	dirs, err := r.cgroups()
-	errs := []error{err}
-	slices.Sort(dirs)
-	slices.Reverse(dirs)
-	roots, err := hierarchies()
-	errs = append(errs, err)
-	for _, h := range roots {
-		dirs = append(dirs, h+r.Parent)
-	}
-	for _, d := range dirs {
-		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
 func (r *Runtime) rules() ([]string, error) {
 	if r.Bridge == "" {
 		return nil, nil

@@ -28,6 +28,7 @@ type Options struct {
 	CNI      bool     // give pods a bridge network
 	CNIBin   string   // directory of the plugins
 	Builtin  bool     // give pods the runtime's own network
+	Systemd  bool     // let systemd make the pods' cgroups
 	Args     []string // more arguments for the daemon
 	Env      []string // more environment for the daemon
 }
@@ -69,7 +70,7 @@ func New(ctx context.Context, o Options) (*Runtime, error) {
 	}
 	r.Dir = dir
 	r.Socket = filepath.Join(dir, "cri.sock")
-	r.Parent = "/critest-" + r.Tag
+	r.Parent = r.parent()
 	for _, sub := range []string{"root", "state", "cni", "certs", "logs", "config.toml.d"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, errors.Join(err, os.RemoveAll(dir))
@@ -130,8 +131,8 @@ func (r *Runtime) arguments() []string {
 		"--root", filepath.Join(r.Dir, "root"), "--state", filepath.Join(r.Dir, "state"),
 		"--listen", "unix://" + r.Socket,
 		"--cni-conf-dir", filepath.Join(r.Dir, "cni"), "--log-level", "2",
-		"--cgroup-driver", "cgroupfs", "--cgroup-parent", r.Parent + "/default",
 	}
+	args = append(args, r.cgroupArguments()...)
 	if r.options.CNIBin != "" {
 		args = append(args, "--cni-bin-dir", r.options.CNIBin)
 	}

@@ -79,7 +79,11 @@ func boot(ctx context.Context, m mode, share, log string, timeout int) error {
 	args := []string{"run", "-v", "--timeout", strconv.Itoa(timeout), "--share", share + ":/t"}
 	args = append(append(args, m.args...), "--", "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=cri-runtime-test",
 		"-p", "Delegate=yes", "-p", "TasksMax=infinity", "-p", "LimitNOFILE=1048576", "-p", "OOMPolicy=continue")
-	args = append(append(args, m.unit...), "/t/run")
+	args = append(args, m.unit...)
+	for _, e := range m.env {
+		args = append(args, "--setenv="+e)
+	}
+	args = append(args, "/t/run")
 	cmd := exec.CommandContext(ctx, "critest/vm/vm", args...)
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends the machine

@@ -25,6 +25,7 @@ type mode struct {
 	name string
 	args []string // of vm run
 	unit []string // of systemd-run
+	env  []string // of the tests
 }
 
 // The domain that systemd starts a container engine in, and the label of the
@@ -35,11 +36,13 @@ const (
 )
 
 func modes() []mode {
+	bySystemd := []string{"CRITEST_CGROUP_DRIVER=systemd"}
 	return []mode{
-		{"selinux", []string{"--selinux=enforcing", "--share-context", engineFile}, []string{"-p", "SELinuxContext=" + engineDomain}},
-		{"apparmor", []string{"--apparmor"}, nil},
-		{"v2", nil, nil},
-		{"v1", []string{"--cgroup=v1"}, nil},
+		{"selinux", []string{"--selinux=enforcing", "--share-context", engineFile}, []string{"-p", "SELinuxContext=" + engineDomain}, bySystemd},
+		{"apparmor", []string{"--apparmor"}, nil, nil},
+		{"v2", nil, nil, bySystemd},
+		{"v1", []string{"--cgroup=v1"}, nil, nil},
+		{"old", []string{"--kernel=6.1"}, nil, nil},
 	}
 }
 
@@ -71,7 +74,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.modes, "modes", "selinux,apparmor,v2,v1", "kinds of host, one after the other")
+	flag.StringVar(&o.modes, "modes", "selinux,apparmor,v2,v1", "kinds of host, one after the other; old is Linux 6.1")
 	flag.StringVar(&o.suites, "suites", "", "packages, all when empty")
 	flag.StringVar(&o.run, "run", "", "tests that match this `pattern`")
 	flag.BoolVar(&o.short, "short", false, "one boot, a few tests: SELinux enforcing with systemd and cgroup v2")
