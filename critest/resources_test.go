@@ -62,7 +62,7 @@ func TestResources(t *testing.T) {
 		CpuShares: 512, CpuQuota: 20_000, CpuPeriod: 50_000, MemoryLimitInBytes: 96 << 20, OomScoreAdj: 777, CpusetCpus: "0",
 	}))
 	for _, test := range []struct{ v1, v2, want1, want2 string }{
-		{"cpu.shares", "cpu.weight", "512", "20"},
+		{"cpu.shares", "cpu.weight", "512", "59"},
 		{"cpu.cfs_quota_us", "cpu.max", "20000", "20000 50000"},
 		{"cpu.cfs_period_us", "cpu.max", "50000", "20000 50000"},
 		{"memory.limit_in_bytes", "memory.max", "100663296", "100663296"},

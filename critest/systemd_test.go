@@ -73,7 +73,7 @@ func TestSystemdScope(t *testing.T) {
 		for _, test := range []struct{ v1, v2, want1, want2 string }{
 			{"cpu.cfs_quota_us", "cpu.max", "30000", "30000 60000"},
 			{"memory.limit_in_bytes", "memory.max", "100663296", "100663296"},
-			{"cpu.shares", "cpu.weight", "512", "20"},
+			{"cpu.shares", "cpu.weight", "512", "59"},
 		} {
 			if got := a.cgroupFile(test.v1, test.v2); got != test.want1 && got != test.want2 {
 				t.Errorf("%s: %s is %q", when, test.v2, got)

@@ -27,7 +27,7 @@ func TestUpdateContainerResources(t *testing.T) {
 		for _, test := range []struct{ v1, v2, want1, want2 string }{
 			{"memory.limit_in_bytes", "memory.max", "268435456", "268435456"},
 			{"cpu.cfs_quota_us", "cpu.max", "30000", "30000 60000"},
-			{"cpu.shares", "cpu.weight", "256", "10"},
+			{"cpu.shares", "cpu.weight", "256", "35"},
 		} {
 			if got := c.cgroupFile(test.v1, test.v2); got != test.want1 && got != test.want2 {
 				t.Errorf("%s: %q, want %q", test.v1, got, test.want1)

@@ -83,7 +83,7 @@ func (r *Runtime) writeConfig() error {
 
 func (r *Runtime) ownConfig() string {
 	text := fmt.Sprintf("[image]\nregistry_config_dir = %q\nno_progress_timeout = \"%s\"\n[network]\nbuiltin = %t\n",
-		filepath.Join(r.Dir, "certs"), 3*time.Second*Slowness(), r.options.Builtin)
+		filepath.Join(r.Dir, "certs"), max(3*time.Second, time.Second*Slowness()), r.options.Builtin)
 	if r.options.Builtin {
 		text += fmt.Sprintf("bridge = %q\nsubnets = [\"%s.0/24\", \"%s/64\"]\n", r.Bridge, r.Subnet(), r.SubnetIPv6())
 	}

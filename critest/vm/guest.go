@@ -12,14 +12,21 @@ import (
 	"strings"
 )
 
-// script starts the tests of every suite in the guest, one after the other.
-// Each sits where it would sit in the source tree, so that ../bin is the build.
+// script starts the tests of every suite in the guest, one after the other, each in a
+// service of its own with the properties that the script is given; those that want the node
+// itself are run by its administrator. Each sits where it would sit in the source tree, so that
+// ../bin is the build.
 const script = `#!/bin/sh
 cd "$(dirname "$0")"
-export CRITEST_SLOWNESS=10
-while read -r dir args; do
+export CRITEST_SLOWNESS=10 CRITEST_DEB="$(ls "$PWD"/*.deb 2>/dev/null)"
+while read -r dir where args; do
 	echo "== suite $dir"
-	(cd "$dir" && eval ./package.test -test.v -test.timeout=%ds "$args" </dev/null 2>&1)
+	set -- "$@" --working-directory="$PWD/$dir" --setenv=CRITEST_SLOWNESS
+	test="$PWD/$dir/package.test -test.v -test.timeout=%ds $args"
+	case $where in
+	node) (cd "$dir" && eval "$test" </dev/null 2>&1) ;;
+	*) eval systemd-run --quiet --pipe --wait --collect --unit=cri-runtime-test '"$@"' "$test" </dev/null 2>&1 ;;
+	esac
 	echo "== end $dir $?"
 done <suites
 `
@@ -45,13 +52,22 @@ func build(ctx context.Context, share string, tests []suite, o *options) error {
 				return fmt.Errorf("copy the test data: %w", err)
 			}
 		}
+		if s.dir == serviceSuite {
+			if err := makePackage(ctx, share); err != nil {
+				return err
+			}
+		}
 		pattern := o.run
 		if o.short && pattern == "" {
 			pattern = s.short
 		}
-		fmt.Fprintf(&list, "%s -test.run='%s'\n", s.dir, pattern)
+		where := "service"
+		if s.dir == serviceSuite {
+			where = "node"
+		}
+		fmt.Fprintf(&list, "%s %s -test.run='%s'\n", s.dir, where, pattern)
 	}
-	if err := os.CopyFS(filepath.Join(share, "bin"), os.DirFS("bin")); err != nil {
+	if err := copyBuild(filepath.Join(share, "bin")); err != nil {
 		return fmt.Errorf("copy the build: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(share, "suites"), []byte(list.String()), 0o644); err != nil { //nolint:gosec // read in the guest
@@ -60,6 +76,31 @@ func build(ctx context.Context, share string, tests []suite, o *options) error {
 	text := fmt.Sprintf(script, o.timeout)
 	if err := os.WriteFile(filepath.Join(share, "run"), []byte(text), 0o755); err != nil { //nolint:gosec // it is a program
 		return fmt.Errorf("write the script: %w", err)
+	}
+	return nil
+}
+
+// copyBuild leaves out the tools that are in the same directory.
+func copyBuild(dir string) error {
+	if err := os.CopyFS(filepath.Join(dir, "cni"), os.DirFS("bin/cni")); err != nil {
+		return err //nolint:wrapcheck // the caller names it
+	}
+	daemon, err := os.ReadFile("bin/cri-runtime")
+	if err != nil {
+		return err //nolint:wrapcheck // the caller names it
+	}
+	return os.WriteFile(filepath.Join(dir, "cri-runtime"), daemon, 0o755) //nolint:gosec,wrapcheck // a program; the caller names it
+}
+
+// makePackage builds the Debian package.
+func makePackage(ctx context.Context, dir string) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("build the package: %w", err)
+	}
+	//nolint:gosec // the project's own Makefile
+	if text, err := exec.CommandContext(ctx, "make", "deb", "OUT="+abs, "DEB_COMPRESSION=none").CombinedOutput(); err != nil {
+		return fmt.Errorf("build the package: %w\n%s", err, text)
 	}
 	return nil
 }
@@ -77,13 +118,11 @@ func boot(ctx context.Context, m mode, share, log string, timeout int) error {
 	}
 	defer f.Close()
 	args := []string{"run", "-v", "--timeout", strconv.Itoa(timeout), "--share", share + ":/t"}
-	args = append(append(args, m.args...), "--", "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=cri-runtime-test",
-		"-p", "Delegate=yes", "-p", "TasksMax=infinity", "-p", "LimitNOFILE=1048576", "-p", "OOMPolicy=continue")
+	args = append(append(args, m.args...), "--", "/t/run", "-p", "Delegate=yes", "-p", "TasksMax=infinity", "-p", "LimitNOFILE=1048576", "-p", "OOMPolicy=continue")
 	args = append(args, m.unit...)
 	for _, e := range m.env {
 		args = append(args, "--setenv="+e)
 	}
-	args = append(args, "/t/run")
 	cmd := exec.CommandContext(ctx, "critest/vm/vm", args...)
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends the machine

@@ -55,6 +55,7 @@ type suite struct {
 func suites() []suite {
 	return []suite{
 		{"critest", "^Test(Separation|Host|PodLifecycle|ContainerLifecycle|ExecSync|Resources|Update|OOM|Restart|Stats)"},
+		{serviceSuite, "."},
 		{"oci", "Cgroup"},
 		{"sandbox", ""},
 		{"conmon", ""},
@@ -62,6 +63,9 @@ func suites() []suite {
 		{"network/builtin", ""},
 	}
 }
+
+// serviceSuite wants the Debian package.
+const serviceSuite = "critest/service"
 
 type options struct {
 	modes   string
