@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +20,9 @@ const asDaemon = "CRI_RUNTIME_TEST_AS_DAEMON"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asDaemon) != "" {
+		if os.Getenv("LISTEN_FDS") != "" { // a supervisor knows whom it gives its sockets to
+			_ = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+		}
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
@@ -33,6 +37,12 @@ type daemonProcess struct {
 }
 
 func startDaemon(t *testing.T, dir string, args ...string) *daemonProcess {
+	t.Helper()
+	return startWith(t, nil, dir, args...)
+}
+
+// startWith starts the daemon with a socket that a supervisor holds, if there is one.
+func startWith(t *testing.T, given *os.File, dir string, args ...string) *daemonProcess {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -54,6 +64,9 @@ func startDaemon(t *testing.T, dir string, args ...string) *daemonProcess {
 		"--cgroup-driver", "cgroupfs",
 	}, args...)...)
 	p.cmd.Env = append(os.Environ(), asDaemon+"=1", "NOTIFY_SOCKET="+notify)
+	if given != nil {
+		p.cmd.ExtraFiles, p.cmd.Env = []*os.File{given}, append(p.cmd.Env, "LISTEN_FDS=1")
+	}
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	if err = p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -113,6 +126,51 @@ func TestServe(t *testing.T) {
 	}
 	if _, err = os.Lstat(p.socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// A supervisor holds the socket: a client that comes while there is no daemon waits for the next one.
+func TestServeOnAGivenSocket(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "cri.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	given, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer given.Close()
+	for range 2 {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := startWith(t, given, dir)
+		p.note(t, "READY=1")
+		// HTTP/2: the server speaks first, with its settings.
+		if _, err := conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
+			t.Errorf("the client that waited: %v", err)
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(make([]byte, 9)); err != nil || n == 0 {
+			t.Errorf("the client that waited reads %d bytes, %v; output:\n%s", n, err, &p.output)
+		}
+		conn.Close()
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		p.note(t, "STOPPING=1")
+		if err := p.cmd.Wait(); err != nil {
+			t.Errorf("%v; output:\n%s", err, &p.output)
+		}
+		if _, err := os.Lstat(p.socket); err != nil {
+			t.Errorf("the supervisor's socket: %v", err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -32,7 +33,7 @@ func listen(ctx context.Context, socket string) (net.Listener, error) {
 		if l == nil {
 			continue
 		}
-		if l.Addr().Network() == "unix" && "unix://"+l.Addr().String() == socket {
+		if l.Addr().Network() == "unix" && l.Addr().String() == strings.TrimPrefix(socket, "unix://") {
 			own = l
 			continue
 		}

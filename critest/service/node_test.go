@@ -22,7 +22,7 @@ import (
 const (
 	unit     = "cri-runtime.service"
 	socket   = "/run/cri-runtime/cri-runtime.sock"
-	patience = 60 * time.Second
+	patience = 30 * time.Second
 )
 
 // node is a machine with the package.
