@@ -51,7 +51,7 @@ func (s *Store) Release(imageID, user string) {
 	freed := s.collected && len(s.orphans) > 0 && len(s.lost()) == 0
 	s.mu.Unlock()
 	if freed {
-		removeAll(s.takeOrphans())
+		s.removeAll(s.takeOrphans())
 	}
 }
 
@@ -133,7 +133,7 @@ func (s *Store) Collect() {
 	}
 	fault.Point("collect.dropped")
 	if trash := s.takeOrphans(); len(trash) > 0 {
-		s.background.Go(func() { removeAll(trash) })
+		s.background.Go(func() { s.removeAll(trash) })
 	}
 }
 
@@ -156,7 +156,7 @@ func (s *Store) drop(id string) error {
 		return err
 	}
 	fault.Point("removeimage.withdrawn")
-	return errors.Join(os.RemoveAll(trash), s.sweep(e.record.Layers))
+	return errors.Join(s.remove(trash), s.sweep(e.record.Layers))
 }
 
 // pin keeps layers while a pull needs them.
@@ -196,7 +196,7 @@ func (s *Store) sweep(layers []digest.Digest) error {
 	s.disk.Unlock()
 	fault.Point("layers.withdrawn")
 	for _, path := range trash {
-		errs = append(errs, os.RemoveAll(path))
+		errs = append(errs, s.remove(path))
 	}
 	return errors.Join(errs...)
 }

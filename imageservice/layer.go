@@ -102,7 +102,7 @@ func (s *Store) discard(path string) error {
 		}
 		return err
 	}
-	return os.RemoveAll(trash)
+	return s.remove(trash)
 }
 
 // download brings one layer from the registry into its place.
@@ -124,7 +124,7 @@ func (s *Store) download(ctx context.Context, sess *session, l layer) (err error
 	defer func() {
 		l.meter.finish(err)
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
+			err = errors.Join(err, s.remove(dir))
 		}
 	}()
 	record, err := s.stream(ctx, sess, l, filepath.Join(dir, diffDir))
@@ -153,7 +153,7 @@ func (s *Store) settle(ctx context.Context, dir string, record *layerRecord) err
 	known := s.layers[record.DiffID] != nil
 	s.mu.Unlock()
 	if known {
-		return os.RemoveAll(dir)
+		return s.remove(dir)
 	}
 	if err := s.place(ctx, dir, record); err != nil {
 		return err

@@ -69,9 +69,9 @@ func (s *Store) takeOrphans() (trash []string) {
 }
 
 // removeAll removes what takeOrphans returned.
-func removeAll(trash []string) {
+func (s *Store) removeAll(trash []string) {
 	for _, path := range trash {
-		_ = os.RemoveAll(path) // what is left goes at the next start
+		_ = s.remove(path)
 	}
 }
 
@@ -113,7 +113,7 @@ func (s *Store) claim(ctx context.Context, dir string, record *layerRecord) erro
 	if err := os.Rename(filepath.Join(dir, listingFile), filepath.Join(place, listingFile)); err != nil {
 		return err
 	}
-	return os.RemoveAll(dir)
+	return s.remove(dir)
 }
 
 // orphan tells whether the place of a layer is taken by one that may be in use.

@@ -167,11 +167,11 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 	record.Serial = s.nextSerial()
 	dir := s.ingestPath()
 	if err := s.writeImage(dir, record, r); err != nil {
-		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("record: %w", err), s.remove(dir))
 	}
 	fault.Point("image.written")
 	if err := syncFS(root); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, s.remove(dir))
 	}
 	fault.Point("image.synced")
 	s.disk.Lock()
@@ -183,11 +183,11 @@ func (s *Store) record(root *os.File, n name, r *resolved) (*Image, error) {
 		// Its directory stays: a container may have parents/ mounted, and the
 		// same layers give the same.
 		image, err := s.renew(old, dir, n, r)
-		return image, errors.Join(err, os.RemoveAll(dir))
+		return image, errors.Join(err, s.remove(dir))
 	}
 	place := s.recordPath(r.id)
 	if err := os.Rename(dir, place); err != nil {
-		return nil, errors.Join(fmt.Errorf("record: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("record: %w", err), s.remove(dir))
 	}
 	fault.Point("image.renamed")
 	if err := syncDir(filepath.Dir(place)); err != nil {

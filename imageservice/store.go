@@ -57,6 +57,7 @@ type Store struct {
 	tracker    *tracker
 	background sync.WaitGroup
 	small      smallParts
+	trash      *trash
 
 	// disk is held while records and layers change their names, and before mu.
 	disk sync.Mutex
@@ -108,6 +109,7 @@ func Open(config Config) (*Store, error) {
 		pulls:     newFlights[*Image](),
 		downloads: newFlights[struct{}](),
 		tracker:   newTracker(),
+		trash:     newTrash(),
 	}
 	s.buffers.New = func() any { return new([chunkSize]byte) }
 	for _, text := range config.PinnedImages {
@@ -268,8 +270,7 @@ func (s *Store) clearIngest() error {
 	fault.Point("images.ingest.read")
 	s.background.Go(func() {
 		for _, d := range left {
-			// What cannot be removed is tried again at the next start.
-			_ = os.RemoveAll(s.path("ingest", d.Name()))
+			_ = s.remove(s.path("ingest", d.Name()))
 		}
 	})
 	return nil
@@ -286,6 +287,7 @@ func (s *Store) Close() error {
 	}
 	s.pulls.close()
 	s.downloads.close()
+	s.trash.close()
 	s.background.Wait()
 	return s.lock.Close()
 }

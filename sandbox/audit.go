@@ -134,7 +134,7 @@ func (a *audit) readSandboxes(s *Store) error {
 			a.Findings.Add(filepath.Join(dir, sandboxFile), "its parts do not fit together", remedyReport)
 		}
 		a.Pods = append(a.Pods, network.Expected{
-			ID: id, Attachment: r.Attachment, Own: b.ownNetwork(b.Status().Config), Finished: r.Stopped, Begun: !r.Ready || a.busy(id),
+			ID: id, Attachment: r.Attachment, Own: b.ownNetwork(b.Status().Config), Finished: r.Stopped, Begun: !r.Ready || r.Stopping && !r.Stopped || a.busy(id),
 			NetNS: b.state("ns", "net"),
 		})
 	}
@@ -251,7 +251,7 @@ func (a *audit) compareMemory(s *Store) error {
 		switch b := a.boxes[m.ID]; {
 		case b == nil:
 			a.Findings.Add(s.root("sandboxes", m.ID), "the daemon knows this sandbox, but there is no record of it", remedyReport)
-		case m.Ready != (b.record.Ready && !b.record.Stopped) && (m.Ready || a.lost(b)):
+		case m.Ready != (b.record.Ready && !b.record.Stopping && !b.record.Stopped) && (m.Ready || a.lost(b)):
 			a.Findings.Add(b.root(sandboxFile), fmt.Sprintf("it says ready %t and stopped %t, the daemon says ready %t", b.record.Ready, b.record.Stopped, m.Ready), remedyReport)
 		case m.Ready && a.lost(b):
 			a.Findings.Add(b.state(), "the sandbox is ready, but of its namespaces one at least is gone", "stop and remove the sandbox")

@@ -48,6 +48,7 @@ type sandboxRecord struct {
 	Cgroup     string              // parent of the containers' cgroups
 	OwnCgroup  bool                // Cgroup was made for this sandbox and goes with it
 	Ready      bool                // Run ended well
+	Stopping   bool                `json:",omitempty"` // Stop has ended the containers; nothing is made in it any more
 	Stopped    bool                // Stop ended well: network and namespaces are gone
 	Pause      *pauseRecord        `json:",omitempty"`
 	Attachment *network.Attachment `json:",omitempty"`

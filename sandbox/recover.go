@@ -112,26 +112,32 @@ func (s *Store) sweep(kind string) error {
 type undoing []func(context.Context) error
 
 // run does all of it, many at once: one of them may have to wait for a plugin that hangs.
-func (u undoing) run(ctx context.Context) {
+// It returns what has failed.
+func (u undoing) run(ctx context.Context) (failed undoing) {
 	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
 	defer cancel()
+	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(undoParallel)
 	for _, f := range u {
 		group.Go(func() error {
 			if err := f(ctx); err != nil {
 				klog.ErrorS(err, "Undo what was left half made")
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, f)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait() // nothing in it fails
+	return failed
 }
 
 // tidy does what start-up need not wait for, a pod's containers before the pod.
 func (s *Store) tidy(ctx context.Context, containers, sandboxes undoing) {
-	containers.run(ctx)
-	sandboxes.run(ctx)
+	s.chores.add(containers.run(ctx)...)
+	_ = sandboxes.run(ctx) // they are listed and go by the client's Stop and Remove
 	fault.Point("recover.undone")
 	trash, err := os.ReadDir(s.root("trash"))
 	if err != nil {
@@ -142,9 +148,11 @@ func (s *Store) tidy(ctx context.Context, containers, sandboxes undoing) {
 	}
 }
 
+// removeAll removes what is in the trash, later if it cannot be done now.
 func (s *Store) removeAll(path string) {
 	if err := os.RemoveAll(path); err != nil {
 		klog.ErrorS(err, "Empty the trash", "path", path)
+		s.chores.add(func(context.Context) error { return os.RemoveAll(path) })
 	}
 	fault.Point("trash.emptied")
 }
@@ -180,7 +188,9 @@ func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 func (b *Sandbox) recover() []func(context.Context) error {
 	key := sandboxKey(b.Status().Config)
 	if !b.record.Ready {
+		undone := b.store.awaited(key)
 		return []func(context.Context) error{func(ctx context.Context) error {
+			defer close(undone)
 			if err := b.verb.lock(ctx, "undo"); err != nil {
 				return err
 			}
@@ -201,8 +211,8 @@ func (b *Sandbox) recover() []func(context.Context) error {
 	if b.record.Stopped {
 		return nil
 	}
-	if b.lost(b.store.boot) {
-		// A reboot took the namespaces: the network's plugins must still be told.
+	if b.record.Stopping || b.lost(b.store.boot) {
+		// A stop was cut off, or a reboot took the namespaces and the network's plugins must still be told.
 		return []func(context.Context) error{b.Stop}
 	}
 	if b.ownNetwork(b.Status().Config) {
@@ -211,6 +221,35 @@ func (b *Sandbox) recover() []func(context.Context) error {
 		}
 	}
 	b.update(func(st *SandboxStatus) { st.State = sandboxReady })
+	return nil
+}
+
+// awaited makes a Run of that name wait until the channel that it returns is closed.
+func (s *Store) awaited(key string) chan struct{} {
+	undone := make(chan struct{})
+	s.halves[key] = append(s.halves[key], undone) // nothing is served yet
+	return undone
+}
+
+// awaitUndone waits for the undoing of half a sandbox of the same name, which may
+// still hold its host ports, or what a plugin keeps by the pod's name.
+func (s *Store) awaitUndone(ctx context.Context, key string, f *flight[*Sandbox]) error {
+	s.mu.RLock()
+	halves := s.halves[key]
+	s.mu.RUnlock()
+	for _, undone := range halves {
+		f.enter("wait until what an earlier daemon left half made is undone")
+		select {
+		case <-undone:
+		case <-ctx.Done():
+			return fmt.Errorf("wait until what an earlier daemon left half made is undone: %w", ctx.Err())
+		}
+	}
+	if halves != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.halves, key)
+	}
 	return nil
 }
 

@@ -278,8 +278,11 @@ func (b *Sandbox) stop(ctx context.Context) error {
 		return err
 	}
 	fault.Point("stoppod.containers.ended")
-	// From here on no container can be created any more.
+	// From here on no container can be created any more, by the next daemon neither.
 	if b.Status().State == sandboxReady {
+		b.record.Stopping = true
+		b.recordStop()
+		fault.Point("stoppod.recorded")
 		b.update(func(st *SandboxStatus) { st.State = sandboxNotReady })
 		b.store.emit(b.id, b, nil, eventStopped)
 	}
@@ -292,11 +295,16 @@ func (b *Sandbox) stop(ctx context.Context) error {
 	}
 	fault.Point("stoppod.released")
 	b.record.Stopped = true
-	if err := b.writeRecord(false); err != nil {
-		// On a full disk, which removing pods may mend, too. The next daemon finds the namespaces gone.
-		klog.ErrorS(err, "Record that a sandbox is stopped", "pod", b.id)
-	}
+	b.recordStop()
 	return nil
+}
+
+// recordStop writes the record of a stop if it can: on a full disk, which removing
+// pods may mend, too, the next daemon may have to be asked again.
+func (b *Sandbox) recordStop() {
+	if err := b.writeRecord(false); err != nil {
+		klog.ErrorS(err, "Record the stop of a sandbox", "pod", b.id, "ended", b.record.Stopped)
+	}
 }
 
 // release undoes run but for the record, the cgroup and the directories;

@@ -93,8 +93,10 @@ type Store struct {
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container
 	names      map[string]*flight[*Sandbox] // by namespace, name, uid and attempt
+	halves     map[string][]chan struct{}   // closed once what an earlier daemon left half made under that name is undone
 
-	tidying    atomic.Bool    // what was left half made is being undone
+	tidying    atomic.Bool // what was left half made is being undone
+	chores     chores
 	background sync.WaitGroup // verbs under way and tidying
 	collector  sync.WaitGroup // ends with the Store only
 	quit       func()         // ends what goes on until Close
@@ -111,6 +113,8 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		containers: map[string]*Container{},
 		newer:      map[string]bool{},
 		names:      map[string]*flight[*Sandbox]{},
+		halves:     map[string][]chan struct{}{},
+		chores:     newChores(),
 		measurer:   newMeasurer(),
 		output:     newPool(sharedOutput),
 		lag:        newPool(sharedLag),
@@ -174,6 +178,7 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 		return nil, err
 	}
 	s.collector.Go(func() { s.collectNetwork(collecting, tidied) })
+	s.collector.Go(func() { s.chores.work(collecting) })
 	return s, nil
 }
 
@@ -329,7 +334,10 @@ func (s *Store) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, ha
 		s.background.Go(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
 			defer cancel()
-			err := b.run(ctx, run)
+			err := s.awaitUndone(ctx, key, run)
+			if err == nil {
+				err = b.run(ctx, run)
+			}
 			if err != nil {
 				s.forgetName(key)
 			}

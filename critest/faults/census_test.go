@@ -67,6 +67,14 @@ func (n *node) census(ctx context.Context) (census, error) {
 	if _, err := n.control(ctx, "/debug/pprof/heap?gc=1"); err != nil {
 		return c, err
 	}
+	// The metric of that name counts those that gather the metrics, too.
+	stacks, err := n.control(ctx, "/debug/pprof/goroutine?debug=1")
+	if err == nil {
+		_, err = fmt.Sscanf(string(stacks), "goroutine profile: total %d", &c.goroutines)
+	}
+	if err != nil {
+		return c, fmt.Errorf("count the goroutines: %w", err)
+	}
 	m, err := n.metrics(ctx)
 	if err != nil {
 		return c, err
@@ -76,9 +84,9 @@ func (n *node) census(ctx context.Context) (census, error) {
 		return c, err
 	}
 	c = census{
-		goroutines: int(m["go_goroutines"]), descriptors: int(m["process_open_fds"]), threads: int(m["go_threads"]),
+		goroutines: c.goroutines, descriptors: int(m["process_open_fds"]), threads: int(m["go_threads"]),
 		heap: int(m["go_memstats_heap_alloc_bytes"]) >> 10, resident: int(m["process_resident_memory_bytes"]) >> 10,
-		processes: len(r.Processes), mounts: len(r.Mounts), links: len(r.Links), cgroups: len(r.Cgroups),
+		processes: len(lasting(r.Processes)), mounts: len(r.Mounts), links: len(r.Links), cgroups: len(r.Cgroups),
 		files: len(r.Files), rules: len(r.Rules), processor: m["process_cpu_seconds_total"],
 	}
 	return c, nil

@@ -42,6 +42,13 @@ func count(what string, n int) {
 	figures.count[what] += n
 }
 
+// of is what was counted under a name.
+func (t *tally) of(what string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.count[what]
+}
+
 // note adds a sentence below the table, once.
 func note(format string, args ...any) {
 	figures.mu.Lock()

@@ -20,7 +20,14 @@ import (
 // each point that is passed.
 const Directory = "CRI_RUNTIME_FAULTS"
 
-var mu sync.Mutex //nolint:gochecknoglobals // one process, one kill; not in any release
+//nolint:gochecknoglobals // one process, one kill; not in any release
+var (
+	mu sync.Mutex
+	// trace is opened once: a daemon that may open no file passes points, too.
+	trace = sync.OnceValues(func() (*os.File, error) {
+		return os.OpenFile(filepath.Join(os.Getenv(Directory), "trace"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	})
+)
 
 // Point writes name to the trace and, if a test has armed it, kills the process.
 func Point(name string) {
@@ -30,22 +37,25 @@ func Point(name string) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if err := errors.Join(note(dir, name), meet(dir, name)); err != nil {
+	if err := errors.Join(note(name), meet(dir, name)); err != nil {
 		panic(fmt.Sprintf("fault point %s: %v", name, err))
 	}
 }
 
-func note(dir, name string) error {
-	f, err := os.OpenFile(filepath.Join(dir, "trace"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+func note(name string) error {
+	f, err := trace()
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(name + "\n")
-	return errors.Join(err, f.Close())
+	return err
 }
 
 func meet(dir, name string) error {
 	arm := filepath.Join(dir, "arm")
+	if _, err := os.Lstat(arm); errors.Is(err, fs.ErrNotExist) {
+		return nil // found out without a descriptor
+	}
 	data, err := os.ReadFile(arm)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
