@@ -233,7 +233,7 @@ func TestFilesOfTheRuntimeStayInside(t *testing.T) {
 		}
 		config := containerConfig(t, "", withImage(t, "attack-written-files"), func(c *runtimeapi.ContainerConfig) {
 			c.Command = []string{"sleep", "1000"}
-			c.Mounts = []*runtimeapi.Mount{{HostPath: volume, ContainerPath: "/volume"}, {HostPath: hosts, ContainerPath: "/etc/hosts"}}
+			mounts(&runtimeapi.Mount{HostPath: volume, ContainerPath: "/volume"}, &runtimeapi.Mount{HostPath: hosts, ContainerPath: "/etc/hosts"})(c)
 			c.Linux.SecurityContext.NamespaceOptions = p.config.Linux.SecurityContext.NamespaceOptions
 		})
 		id, err := node.CRI.CreateContainer(t.Context(), p.id, config, p.config)

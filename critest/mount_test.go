@@ -10,7 +10,18 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// mounts are volumes with the container's label, as the kubelet asks for them.
 func mounts(m ...*runtimeapi.Mount) containerOption {
+	return func(c *runtimeapi.ContainerConfig) {
+		for i := range m {
+			m[i].SelinuxRelabel = m[i].SelinuxRelabel || hasSELinux() && strings.HasPrefix(m[i].HostPath, os.TempDir()+"/")
+		}
+		c.Mounts = m
+	}
+}
+
+// foreign are volumes that keep the label that they have.
+func foreign(m ...*runtimeapi.Mount) containerOption {
 	return func(c *runtimeapi.ContainerConfig) { c.Mounts = m }
 }
 

@@ -102,10 +102,10 @@ func TestSeparationOfVolumes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "old"), []byte("old"), 0o644); err != nil { //nolint:gosec // what the label alone keeps
 		t.Fatal(err)
 	}
-	foreign := run(t)
+	stranger := run(t)
 	const try = "cat /v/old >/dev/null 2>&1 && echo read; echo x >/v/new 2>/dev/null && echo written; true"
 	plain := &runtimeapi.Mount{HostPath: dir, ContainerPath: "/v"}
-	if got := foreign.output(try, mounts(plain)); got != "" {
+	if got := stranger.output(try, foreign(plain)); got != "" {
 		t.Errorf("a volume with the host's label: %q", got)
 	}
 	owner := run(t)
@@ -113,7 +113,7 @@ func TestSeparationOfVolumes(t *testing.T) {
 	if got := owner.output(try, mounts(relabel)); got != "read\nwritten" {
 		t.Errorf("its own volume: %q", got)
 	}
-	if got := foreign.output(try, mounts(plain)); got != "" {
+	if got := stranger.output(try, foreign(plain)); got != "" {
 		t.Errorf("another pod's volume: %q", got)
 	}
 	err := owner.refused("true", mounts(&runtimeapi.Mount{HostPath: "/etc", ContainerPath: "/v", SelinuxRelabel: true}))

@@ -34,7 +34,6 @@ type node struct {
 	image   string
 	pod     string
 	config  *runtimeapi.PodSandboxConfig
-	serial  int
 	started int64 // of the container that outlives everything
 	ctr     string
 }

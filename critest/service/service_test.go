@@ -49,8 +49,15 @@ func (n *node) install() {
 	n.command("dpkg", "-i", n.deb)
 	n.ready()
 	for _, want := range [][2]string{
-		{"ActiveState", "active"}, {"UnitFileState", "enabled"}, {"Type", "notify"}, {"Delegate", "yes"}, {"KillMode", "process"},
-		{"WatchdogUSec", "1min"}, {"OOMScoreAdjust", "-999"}, {"NRestarts", "0"}, {"StatusErrno", "0"},
+		{"ActiveState", "active"},
+		{"UnitFileState", "enabled"},
+		{"Type", "notify"},
+		{"Delegate", "yes"},
+		{"KillMode", "process"},
+		{"WatchdogUSec", "1min"},
+		{"OOMScoreAdjust", "-999"},
+		{"NRestarts", "0"},
+		{"StatusErrno", "0"},
 	} {
 		if got := n.property(want[0]); got != want[1] {
 			n.Errorf("%s=%s, want %s", want[0], got, want[1])
@@ -147,7 +154,10 @@ func (n *node) restartUnderLoad() {
 		})
 	}
 	load.Go(func() {
+		pace := time.NewTicker(10 * time.Millisecond) // the queue has a bound
+		defer pace.Stop()
 		for ctx.Err() == nil {
+			<-pace.C
 			conn, err := (&net.Dialer{}).DialContext(context.Background(), "unix", socket)
 			if err != nil {
 				n.Errorf("a connection was refused: %v", err)
@@ -155,7 +165,6 @@ func (n *node) restartUnderLoad() {
 			}
 			dialled.Add(1)
 			_ = conn.Close()
-			time.Sleep(time.Millisecond)
 		}
 	})
 	for range 3 {

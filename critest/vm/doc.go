@@ -3,7 +3,7 @@
 // AppArmor, cgroup v1 with an old kernel. It prints passed, failed and skipped
 // of each.
 //
-//	go run ./critest/vm [-modes selinux,apparmor,v2,v1] [-suites critest] [-run PATTERN] [-short]
+//	go run ./critest/vm [-modes selinux,apparmor,v2,v1] [-suites critest] [-run PATTERN] [-skip PATTERN] [-short]
 //
 // The guests are made and started by the programs mkimage and vm beside it; see README.md.
 package main

@@ -65,7 +65,7 @@ func build(ctx context.Context, share string, tests []suite, o *options) error {
 		if s.dir == serviceSuite {
 			where = "node"
 		}
-		fmt.Fprintf(&list, "%s %s -test.run='%s'\n", s.dir, where, pattern)
+		fmt.Fprintf(&list, "%s %s -test.run='%s' -test.skip='%s'\n", s.dir, where, pattern, o.skip)
 	}
 	if err := copyBuild(filepath.Join(share, "bin")); err != nil {
 		return fmt.Errorf("copy the build: %w", err)

@@ -71,6 +71,7 @@ type options struct {
 	modes   string
 	suites  string
 	run     string
+	skip    string
 	short   bool
 	timeout int
 	out     string
@@ -81,6 +82,7 @@ func main() {
 	flag.StringVar(&o.modes, "modes", "selinux,apparmor,v2,v1", "kinds of host, one after the other; old is Linux 6.1")
 	flag.StringVar(&o.suites, "suites", "", "packages, all when empty")
 	flag.StringVar(&o.run, "run", "", "tests that match this `pattern`")
+	flag.StringVar(&o.skip, "skip", "", "but not those that match this `pattern`")
 	flag.BoolVar(&o.short, "short", false, "one boot, a few tests: SELinux enforcing with systemd and cgroup v2")
 	flag.IntVar(&o.timeout, "timeout", 5400, "`seconds` for the tests of one mode")
 	flag.StringVar(&o.out, "out", "out/vm", "`directory` of what is built and of the logs")
