@@ -91,7 +91,7 @@ func (n *node) domain() {
 	if got := label(strconv.Itoa(n.mainPID())); got != "system_u:system_r:container_engine_t:s0" {
 		n.Errorf("the daemon has the label %s", got)
 	}
-	answer, err := n.client.ExecSync(n.Context(), &runtimeapi.ExecSyncRequest{ContainerId: n.ctr, Cmd: []string{"/bin/cat", "/proc/1/attr/current"}})
+	answer, err := n.client.ExecSync(n.Context(), &runtimeapi.ExecSyncRequest{ContainerId: n.ctr, Cmd: []string{"/bin/cat", "/proc/self/attr/current"}})
 	if err != nil || !strings.HasPrefix(string(answer.GetStdout()), "system_u:system_r:container_t:s0:c") {
 		n.Errorf("the container has the label %s, %v", answer.GetStdout(), err)
 	}
