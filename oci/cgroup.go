@@ -50,13 +50,14 @@ func (p *place) has(controller string) bool { return slices.Contains(p.controlle
 // Cgroup is one cgroup: a directory (v2) or one directory in each hierarchy
 // (v1). It is safe for concurrent use.
 type Cgroup struct {
-	// LeftOut says in one line each which limits Create did not set because
-	// the kernel has no controller for them. Only Create writes it.
+	// LeftOut says in one line each which limits Limit did not set because
+	// the kernel has no controller for them. Only Limit writes it.
 	LeftOut []string
 
 	g      *Cgroups
 	places []place
 	join   []string // v1: the tasks files
+	made   []string // directories that Make found missing, the uppermost first
 	oom    string   // path of the file that counts OOM kills, "" when there is none
 }
 
@@ -132,28 +133,47 @@ func (g *Cgroups) at(p string) (*Cgroup, error) {
 // slice:prefix:name (systemd). When it fails nothing is left that was not
 // there before; a cgroup that exists is taken as it is.
 func (g *Cgroups) Create(p string, r *specs.LinuxResources) (*Cgroup, error) {
+	c, err := g.Make(p)
+	if err != nil || r == nil {
+		return c, err
+	}
+	if err := c.Limit(r); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Make is the first half of Create, for who does not know the limits yet.
+func (g *Cgroups) Make(p string) (*Cgroup, error) {
 	c, err := g.at(p)
 	if err != nil {
 		return nil, err
 	}
-	res, leftOut, err := g.limits(r)
-	if err != nil {
-		return nil, fmt.Errorf("create cgroup %s: %w", p, err)
-	}
-	c.LeftOut = leftOut
-	made, err := c.makeAll(res)
+	err = c.makeAll()
 	fault.Point("cgroup.made")
-	if err == nil && !g.v2 && !res.SkipDevices {
-		err = c.denyDevices(made, res)
-	}
-	if err == nil && r != nil {
-		err = c.apply(res)
-	}
 	if err != nil {
-		undo(made)
+		undo(c.made)
 		return nil, fmt.Errorf("create cgroup %s: %w", p, err)
 	}
 	return c, nil
+}
+
+// Limit is the second half: it sets the first limits of a cgroup that Make made. When
+// it fails, what Make made is gone.
+func (c *Cgroup) Limit(r *specs.LinuxResources) error {
+	res, leftOut, err := c.g.limits(r)
+	c.LeftOut = leftOut
+	if err == nil && !c.g.v2 && !res.SkipDevices {
+		err = c.denyDevices(res)
+	}
+	if err == nil {
+		err = c.apply(res)
+	}
+	if err != nil {
+		undo(c.made)
+		return fmt.Errorf("create cgroup %s: %w", c.Path(), err)
+	}
+	return nil
 }
 
 // undo removes what was made, the deepest first. What somebody else has
@@ -164,31 +184,32 @@ func undo(made []string) {
 	}
 }
 
-// makeAll makes the directories and returns those that were not there.
-func (c *Cgroup) makeAll(res *cgroups.Resources) (made []string, err error) {
+// makeAll makes the directories and remembers those that were not there.
+func (c *Cgroup) makeAll() (err error) {
 	if c.g.v2 {
 		dir := c.places[0].dir
 		for d := dir; d != cgroupRoot && !exists(d); d = path.Dir(d) {
-			made = append([]string{d}, made...)
+			c.made = append([]string{d}, c.made...)
 		}
-		m, err := fs2.NewManager(&cgroups.Cgroup{Resources: res}, dir)
+		// With a limit of memory, as containers have some: not a threaded cgroup.
+		m, err := fs2.NewManager(&cgroups.Cgroup{Resources: &cgroups.Resources{Memory: -1}}, dir)
 		if err != nil {
-			return made, err
+			return err
 		}
-		return made, m.Apply(-1)
+		return m.Apply(-1)
 	}
 	for i := range c.places {
 		h, p := &c.g.hierarchies[i], &c.places[i]
-		if made, err = makeDirs(h.dir, p.dir, made); err != nil {
-			return made, err
+		if c.made, err = makeDirs(h.dir, p.dir, c.made); err != nil {
+			return err
 		}
 		if p.has("cpuset") {
 			if err := inheritCpuset(h.dir, p.dir); err != nil {
-				return made, err
+				return err
 			}
 		}
 	}
-	return made, nil
+	return nil
 }
 
 // makeDirs makes dir and what is missing between it and top.

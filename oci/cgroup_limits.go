@@ -123,10 +123,10 @@ func deviceRules(list []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
 // list before and after, which is a fifth of what a container's cgroup costs.
 // What does not begin with "deny all" is left to it, and so is a cgroup that was there
 // before, whose rules are not known.
-func (c *Cgroup) denyDevices(made []string, res *cgroups.Resources) error {
+func (c *Cgroup) denyDevices(res *cgroups.Resources) error {
 	i := slices.IndexFunc(c.places, func(p place) bool { return p.has("devices") })
 	first := res.Devices[0]
-	if i < 0 || first.Allow || first.Type != devices.WildcardDevice || !slices.Contains(made, c.places[i].dir) {
+	if i < 0 || first.Allow || first.Type != devices.WildcardDevice || !slices.Contains(c.made, c.places[i].dir) {
 		return nil
 	}
 	if slices.ContainsFunc(res.Devices[1:], func(r *devices.Rule) bool { return !r.Allow || r.Type == devices.WildcardDevice }) {

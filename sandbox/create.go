@@ -104,18 +104,20 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	if err := l.checkOptions(); err != nil {
 		return err
 	}
-	f.enter("write the record")
-	if err := l.writeRecord(); err != nil {
+	f.enter("make directories")
+	if err := l.makeDirectories(); err != nil {
 		return err
 	}
-	fault.Point("create.recorded")
 	release, err := c.box.holdScope(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
+	if err := l.makeRecord(); err != nil {
+		return err
+	}
 	l.prepareBeside()
-	// Its error is one of create's and the monitor is not needed when there is one.
+	// Its errors are create's, and the monitor is not needed when there is one.
 	defer func() {
 		l.beside.Wait()
 		if err != nil && l.pending != nil {
@@ -194,13 +196,17 @@ func (l *launch) close() {
 	}
 }
 
-func (l *launch) writeRecord() error {
+func (l *launch) makeDirectories() error {
 	for _, dir := range []string{l.root(), l.state()} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return fmt.Errorf("make container: %w", err)
 		}
 	}
 	fault.Point("create.directories.made")
+	return nil
+}
+
+func (l *launch) makeRecord() error {
 	log, err := logPath(l.box.Status().Config, l.config)
 	if err != nil {
 		return err
@@ -218,7 +224,7 @@ func (l *launch) writeRecord() error {
 		Config: config, ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
 		Cgroup: l.box.containerCgroup(l.id), Boot: l.store.boot,
 	}
-	return writeRecord(l.root(containerFile), &l.record, false)
+	return nil
 }
 
 // logPath joins the pod's log directory and the container's path below it.
@@ -306,19 +312,34 @@ func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
 	return n, err
 }
 
-// prepareBeside starts a monitor without its work, which needs nothing of the image.
+// prepareBeside does what needs nothing of the image: it starts a monitor without its work, and makes the
+// cgroup after the record. What the root file system has outside of the container's directory ends with the daemon.
 func (l *launch) prepareBeside() {
 	l.beside.Go(func() {
 		l.pending, l.err[1] = l.store.binary.Spawn(l.state(), l.store.monitors.dir, l.store.host.ClampOOMScoreAdj(monitorOOMScoreAdj))
 	})
+	l.beside.Go(func() { l.err[0] = l.recordAndMakeCgroup() })
 }
 
-// prepare makes the cgroup beside what the launch needs in the image.
+func (l *launch) recordAndMakeCgroup() (err error) {
+	if err := writeRecord(l.root(containerFile), &l.record, false); err != nil {
+		return err
+	}
+	fault.Point("create.recorded")
+	l.cgroup, err = l.store.cgroups.Make(l.record.Cgroup)
+	return err
+}
+
+// prepare sets the limits beside what the launch needs in the image.
 func (l *launch) prepare() error {
-	l.beside.Go(func() { l.cgroup, l.err[0] = l.store.cgroups.Create(l.record.Cgroup, l.spec.Linux.Resources) })
+	l.beside.Wait()
+	if err := errors.Join(l.err[:]...); err != nil {
+		return err
+	}
+	l.beside.Go(func() { l.err[0] = l.cgroup.Limit(l.spec.Linux.Resources) })
 	err := l.prepareImage()
 	l.beside.Wait()
-	if err = errors.Join(append(l.err[:], err)...); err != nil {
+	if err = errors.Join(l.err[0], err); err != nil {
 		return err
 	}
 	l.beside.Go(func() { l.err[2] = l.writeBundle() })

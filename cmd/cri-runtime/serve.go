@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -151,12 +153,17 @@ func runDaemon(ctx context.Context, c *config) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	fault.Point("start.store.opened")
 	metrics := control.NewMetrics()
+	heap := newHeap(debug.FreeOSMemory)
+	defer heap.close()
 	images, err := c.openImages(metrics)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, images.Close()) }()
-	cri, err := c.newServer(store, pods, images, metrics)
+	cri, err := c.newServer(store, pods, images, func(rpc, code string, took time.Duration) {
+		metrics.RPC(rpc, code, took)
+		heap.observe(rpc)
+	})
 	if err != nil {
 		return err
 	}
@@ -186,14 +193,14 @@ func (c *config) openImages(metrics *control.Metrics) (*imageservice.Store, erro
 	})
 }
 
-func (c *config) newServer(store *sandbox.Store, pods *network.Network, images *imageservice.Store, metrics *control.Metrics) (*server.Server, error) {
+func (c *config) newServer(store *sandbox.Store, pods *network.Network, images *imageservice.Store, observe func(rpc, code string, took time.Duration)) (*server.Server, error) {
 	effective, err := c.effective()
 	if err != nil {
 		return nil, err
 	}
 	userNamespaces := store.Features().UserNamespaces.Problem == ""
 	return server.New(server.Config{
-		Runtime: store, Images: images, Observe: metrics.RPC,
+		Runtime: store, Images: images, Observe: observe,
 		NetworkReady: pods.Ready, NetworkStatus: func() any { return pods.Status() }, PodSubnets: pods.SetSubnets,
 		Version: buildVersion(), CgroupDriver: c.cgroupDriver("/run/systemd/system"), EffectiveConfig: effective, Notes: store.Notes,
 		Handlers: c.handlers(&runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: userNamespaces}),

@@ -111,12 +111,18 @@ func (b *bench) cpu(ctx context.Context) error {
 	return nil
 }
 
+// quiet is how long nothing happens before memory is measured: daemons give some back.
+const quiet = 8 * time.Second
+
 // memory measures the daemon and everything else that a runtime keeps, with
 // no pods and with many.
 func (b *bench) memory(ctx context.Context) error {
 	idleDaemon, busyDaemon := make([]float64, len(b.runtimes)), make([]float64, len(b.runtimes))
 	perPod := make([]float64, len(b.runtimes))
 	for k, r := range b.runtimes {
+		if err := idle(ctx, quiet); err != nil {
+			return err
+		}
 		daemon, _, err := footprint(r)
 		if err != nil {
 			return err
@@ -134,7 +140,7 @@ func (b *bench) memory(ctx context.Context) error {
 		if err := group.Wait(); err != nil {
 			return fmt.Errorf("%s: %w", r.Name, err)
 		}
-		if err := idle(ctx, time.Second); err != nil {
+		if err := idle(ctx, quiet); err != nil {
 			return err
 		}
 		daemon, others, err := footprint(r)

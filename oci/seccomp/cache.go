@@ -23,6 +23,13 @@ type Cache struct {
 	mu       sync.Mutex
 	profiles map[string]*specs.LinuxSeccomp
 	filters  map[[sha256.Size]byte]*Filter
+	known    map[given]*Filter
+}
+
+// given is a profile that a Cache returned, and so one that does not change.
+type given struct {
+	profile *specs.LinuxSeccomp
+	arch    string
 }
 
 // Default is the function Default, remembered.
@@ -48,14 +55,21 @@ func (c *Cache) Compile(profile *specs.LinuxSeccomp, arch string) (*Filter, erro
 	if profile == nil {
 		return Compile(profile, arch)
 	}
-	key := contents(profile, arch)
+	name := given{profile, arch}
 	c.mu.Lock()
-	f := c.filters[key]
+	f := c.known[name]
 	c.mu.Unlock()
 	if f != nil {
 		return f, nil
 	}
-	f, err := Compile(profile, arch)
+	key := contents(profile, arch)
+	c.mu.Lock()
+	f = c.filters[key]
+	c.mu.Unlock()
+	var err error
+	if f == nil {
+		f, err = Compile(profile, arch)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +79,20 @@ func (c *Cache) Compile(profile *specs.LinuxSeccomp, arch string) (*Filter, erro
 		c.filters = map[[sha256.Size]byte]*Filter{}
 	}
 	c.filters[key] = f
+	if c.isOwn(profile) {
+		c.known[name] = f
+	}
 	return f, nil
+}
+
+// isOwn tells whether the profile is one that c keeps; c.mu is held.
+func (c *Cache) isOwn(profile *specs.LinuxSeccomp) bool {
+	for _, p := range c.profiles {
+		if p == profile {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Cache) profile(key string, load func() (*specs.LinuxSeccomp, error)) (*specs.LinuxSeccomp, error) {
@@ -82,7 +109,7 @@ func (c *Cache) profile(key string, load func() (*specs.LinuxSeccomp, error)) (*
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.profiles == nil || len(c.profiles) >= maxCached {
-		c.profiles = map[string]*specs.LinuxSeccomp{}
+		c.profiles, c.known = map[string]*specs.LinuxSeccomp{}, map[given]*Filter{}
 	}
 	c.profiles[key] = p
 	return p, nil
