@@ -201,7 +201,7 @@ func (s *Store) stream(ctx context.Context, sess *session, l layer, diff string)
 func (s *Store) streamBlob(blob *blobReader, l layer, diff string) (*layerRecord, error) {
 	ctx, cancel := context.WithCancel(blob.ctx)
 	blob.ctx = ctx
-	compressed := newVerifier(l.meter.arriving(blob), l.blob.Digest, math.MaxInt64, "blob")
+	compressed := s.newVerifier(l.meter.arriving(blob), l.blob.Digest, math.MaxInt64, "blob")
 	download := newReadAhead(compressed, &s.buffers)
 	defer func() {
 		cancel() // ends a Read that hangs
@@ -243,7 +243,7 @@ func (s *Store) blame(err error, download io.Reader, compressed *verifier) error
 // unpackBlob unpacks a blob and verifies what was in it.
 func (s *Store) unpackBlob(ctx context.Context, download io.Reader, l layer, diff string) (*layerRecord, error) {
 	plain := &decompressor{source: download}
-	content := newVerifier(l.meter.unpacking(plain), l.diffID, s.limits.bytes, "content")
+	content := s.newVerifier(l.meter.unpacking(plain), l.diffID, s.limits.bytes, "content")
 	if l.title != "" {
 		archive, err := archived(l.title, l.blob.Size, download)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/imageservice/lanes"
 	"github.com/cri-runtime/cri-runtime/sandbox/fault"
 )
 
@@ -48,6 +49,7 @@ type Store struct {
 	lock    *os.File
 	slots   chan struct{} // one for each layer under way
 	buffers sync.Pool
+	hashes  *lanes.Pool
 	limits  limits
 	block   uint64 // block size of the file system
 	umask   uint32
@@ -110,6 +112,7 @@ func Open(config Config) (*Store, error) {
 		downloads: newFlights[struct{}](),
 		tracker:   newTracker(),
 		trash:     newTrash(),
+		hashes:    lanes.New(),
 	}
 	s.buffers.New = func() any { return new([chunkSize]byte) }
 	for _, text := range config.PinnedImages {

@@ -32,8 +32,14 @@ type verifier struct {
 	what   string
 }
 
-func newVerifier(source io.Reader, want digest.Digest, limit int64, what string) *verifier {
-	return &verifier{source: source, want: want, hash: want.Algorithm().Hash(), limit: limit, what: what}
+func (s *Store) newVerifier(source io.Reader, want digest.Digest, limit int64, what string) *verifier {
+	v := &verifier{source: source, want: want, limit: limit, what: what}
+	if want.Algorithm() == digest.SHA256 {
+		v.hash = s.hashes.Hash()
+	} else {
+		v.hash = want.Algorithm().Hash()
+	}
+	return v
 }
 
 func (v *verifier) Read(p []byte) (int, error) {

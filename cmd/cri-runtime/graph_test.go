@@ -35,7 +35,8 @@ func graph() map[string][]string {
 		"oci/seccomp":            {},
 		"network":                {"network/builtin", "sandbox/fault", "sandbox/ledger"},
 		"network/builtin":        {"sandbox/fault", "sandbox/ledger"},
-		"imageservice":           {"sandbox/fault", "sandbox/ledger"},
+		"imageservice":           {"imageservice/lanes", "sandbox/fault", "sandbox/ledger"},
+		"imageservice/lanes":     {},
 		"sandbox/fault":          {},
 		"sandbox/ledger":         {},
 	}
