@@ -54,8 +54,8 @@ type suite struct {
 
 func suites() []suite {
 	return []suite{
-		{"critest", "^Test(Separation|Host|PodLifecycle|ContainerLifecycle|ExecSync|Resources|Update|OOM|Restart|Stats)"},
 		{serviceSuite, "."},
+		{"critest", "^Test(Separation|Host|PodLifecycle|ContainerLifecycle|ExecSync|Resources|Update|OOM|Restart|Stats)"},
 		{"oci", "Cgroup"},
 		{"sandbox", ""},
 		{"conmon", ""},
