@@ -144,23 +144,3 @@ func TestImportCancelled(t *testing.T) {
 	}
 	wantEmpty(t, s)
 }
-
-// FuzzImport imports anything: whatever is imported is consistent.
-func FuzzImport(f *testing.F) {
-	good := testLayer{archive: archive(f, file("f", "content"))}
-	f.Add(dockerArchive(f, []string{"a.example/x:1"}, good))
-	f.Add(archive(f, file(ocispec.ImageIndexFile, `{"schemaVersion":2,"manifests":[]}`)))
-	s := openStore(f, nil)
-	s.limits.bytes = 1 << 24
-	f.Fuzz(func(t *testing.T, content []byte) {
-		images, err := s.Import(t.Context(), bytes.NewReader(content), "")
-		if err == nil && len(images) == 0 {
-			t.Error("neither an image nor an error")
-		}
-		for _, image := range images {
-			if err := s.Remove(t.Context(), image.ID); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-}
