@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math"
 	"os"
@@ -47,11 +48,32 @@ func ReadExit(dir string) (Exit, error) {
 	return e, nil
 }
 
+// sumKey begins the last line of a record, the CRC-32C of all before it. Monitors
+// of before it was there leave it out.
+const sumKey = "crc32c "
+
+// checkSum verifies the sum of a record that has one.
+func checkSum(text []byte) error {
+	at := bytes.LastIndex(text[:max(0, len(text)-1)], []byte("\n")) + 1
+	value, found := bytes.CutPrefix(text[at:], []byte(sumKey))
+	if !found {
+		return nil
+	}
+	sum := crc32.Checksum(text[:at], crc32.MakeTable(crc32.Castagnoli))
+	if want := strconv.FormatUint(uint64(sum), 10) + "\n"; string(value) != want {
+		return fmt.Errorf("%w: its checksum is %.12q, that of its content %q", ErrExitRecord, value, want)
+	}
+	return nil
+}
+
 // parseExit reads lines of "key value". Unknown keys are those of a later
 // version and left out; a known one that is missing or repeated is an error.
 func parseExit(text []byte) (Exit, error) {
 	if len(text) > exitRecordMax || !bytes.HasSuffix(text, []byte("\n")) {
 		return Exit{}, fmt.Errorf("%w: %d bytes", ErrExitRecord, len(text))
+	}
+	if err := checkSum(text); err != nil {
+		return Exit{}, err
 	}
 	keys := [...]string{"version", "code", "signal", "oom_killed", "flags", "started_ns", "finished_ns"}
 	limits := [len(keys)]uint64{math.MaxUint32, 255, 64, math.MaxUint32, math.MaxUint32, math.MaxInt64, math.MaxInt64}

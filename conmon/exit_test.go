@@ -1,6 +1,7 @@
 package conmon
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -21,6 +22,10 @@ func TestReadExit(t *testing.T) {
 			"version 1\ncode 0\nsignal 0\noom_killed 0\nflags 0\nstarted_ns 0\nfinished_ns 0\n", Exit{}, nil,
 		},
 		"other order and a key of later":  {"new x y\nfinished_ns 2\nstarted_ns 1\nflags 2\noom_killed 0\nsignal 0\ncode 5\nversion 1\n", Exit{Code: 5, StartedAt: 1, FinishedAt: 2}, nil},
+		"with its sum":                    {goodRecord + "crc32c 3290172826\n", Exit{137, 9, true, true, 1700000000000000001, 1700000000000000002}, nil},
+		"wrong sum":                       {goodRecord + "crc32c 3\n", Exit{}, ErrExitRecord},
+		"sum of nothing":                  {"crc32c 0\n", Exit{}, ErrExitRecord},
+		"sum that is no number":           {goodRecord + "crc32c x\n", Exit{}, ErrExitRecord},
 		"empty":                           {"", Exit{}, ErrExitRecord},
 		"cut short":                       {goodRecord[:60], Exit{}, ErrExitRecord},
 		"cut within the last line":        {goodRecord[:len(goodRecord)-1], Exit{}, ErrExitRecord},
@@ -67,6 +72,7 @@ func TestReadExitMissing(t *testing.T) {
 func FuzzParseExit(f *testing.F) {
 	f.Add([]byte(goodRecord))
 	f.Add([]byte("version 1\n"))
+	f.Add([]byte(goodRecord + "crc32c 3290172826\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		e, err := parseExit(text)
 		if err != nil {
@@ -74,6 +80,13 @@ func FuzzParseExit(f *testing.F) {
 				t.Error(e, err)
 			}
 			return
+		}
+		if _, sum, found := bytes.Cut(text, []byte("\n"+sumKey)); found && !bytes.Contains(sum[:len(sum)-1], []byte("\n")) {
+			// Any bit of what the sum covers turned is seen.
+			text[len(text)%bytes.LastIndex(text, []byte(sumKey))] ^= 1
+			if _, err := parseExit(text); err == nil {
+				t.Errorf("%q passes", text)
+			}
 		}
 		if e.Code < 0 || e.Code > 255 || e.Signal > 64 || e.StartedAt < 0 || e.FinishedAt < 0 {
 			t.Errorf("%+v", e)

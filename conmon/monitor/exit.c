@@ -46,9 +46,23 @@ static u8 *put(u8 *to, const char *name, u64 value)
 	return to;
 }
 
-static bool record(const struct exit *e)
+/* CRC-32C, bit by bit: it is two hundred bytes, once. */
+static u32 crc32c(const u8 *from, const u8 *to)
 {
-	u8 text[256], *end = text;
+	u32 crc = ~0u;
+
+	while (from < to) {
+		crc ^= *from++;
+		for (u32 i = 0; i < 8; i++)
+			crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
+	}
+	return ~crc;
+}
+
+/* The exit record, whose last line is the sum of those before it. */
+u32 exit_text(const struct exit *e, u8 text[RECORD_MAX])
+{
+	u8 *end = text;
 
 	end = put(end, "version ", PROTOCOL_VERSION);
 	end = put(end, "code ", e->code);
@@ -57,13 +71,21 @@ static bool record(const struct exit *e)
 	end = put(end, "flags ", e->flags);
 	end = put(end, "started_ns ", e->started_ns);
 	end = put(end, "finished_ns ", e->finished_ns);
+	end = put(end, "crc32c ", crc32c(text, end));
+	return (u32)(end - text);
+}
+
+static bool record(const struct exit *e)
+{
+	u8 text[RECORD_MAX];
+	u32 length = exit_text(e, text);
 
 	long fd = SYS(openat, m.exit_dir, "exit.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (failed(fd))
 		return false;
-	long n = SYS(write, fd, text, end - text);
+	long n = SYS(write, fd, text, length);
 	SYS(close, fd);
-	return n == end - text && !failed(SYS(renameat, m.exit_dir, "exit.new", m.exit_dir, "exit"));
+	return n == (long)length && !failed(SYS(renameat, m.exit_dir, "exit.new", m.exit_dir, "exit"));
 }
 
 /* What a shell would say of a command that could not be run. */

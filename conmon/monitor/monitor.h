@@ -147,6 +147,8 @@ void init_start(s32 conn, u32 id);
 /* exit.c */
 void init_exited(const struct siginfo *info);
 u32 oom_kills(const u8 *text, u32 length);
+enum { RECORD_MAX = 192 };
+u32 exit_text(const struct exit *e, u8 text[RECORD_MAX]);
 
 /* program.c */
 bool program_check(const u8 *base, u64 size, u32 files, bool exec);
