@@ -146,6 +146,25 @@ func (n *node) repeatedLife(t *testing.T, way sender) {
 			_, err := n.raw.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 200}})
 			return err
 		}},
+		{"UpdatePodSandboxResources", func(ctx context.Context) error {
+			_, err := n.raw.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+				PodSandboxId: p.id, Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20},
+			})
+			return err
+		}},
+		{"UpdateRuntimeConfig", func(ctx context.Context) error {
+			_, err := n.raw.UpdateRuntimeConfig(ctx, &runtimeapi.UpdateRuntimeConfigRequest{
+				RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: n.Subnet() + ".0/24"}},
+			})
+			return err
+		}},
+		{"ExecSync", func(ctx context.Context) error {
+			r, err := n.raw.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"echo", "here"}})
+			if err == nil && string(r.Stdout) != "here\n" {
+				err = fmt.Errorf("output %q: %w", r.Stdout, errFault)
+			}
+			return err
+		}},
 		{"ReopenContainerLog", func(ctx context.Context) error {
 			_, err := n.raw.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 			return err
