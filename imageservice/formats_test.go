@@ -1,6 +1,9 @@
 package imageservice
 
 import (
+	"bytes"
+	"errors"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -153,6 +156,25 @@ func TestUnpackXattrsOfTar(t *testing.T) {
 			if err != nil || string(got[:n]) != want {
 				t.Errorf("%s of %s: %q, %v; want %q", key, name, got[:max(n, 0)], err, want)
 			}
+		}
+	}
+}
+
+// A zstd frame may ask for a window, which is memory, far beyond what it holds.
+func TestZstdWindow(t *testing.T) {
+	for _, c := range []struct {
+		window byte // its exponent above 10, in the upper five bits
+		want   error
+	}{
+		{(27 - 10) << 3, nil}, // 128 MiB
+		{(28 - 10) << 3, ErrTooLarge},
+		{31 << 3, ErrTooLarge},
+	} {
+		d := &decompressor{source: bytes.NewReader([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, c.window, 1, 0, 0})}
+		_, err := io.Copy(io.Discard, d)
+		d.Close()
+		if !errors.Is(err, c.want) {
+			t.Errorf("window %#x: %v, want %v", c.window, err, c.want)
 		}
 	}
 }

@@ -103,6 +103,37 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// imagesElsewhere are images on a file system of their own.
+type imagesElsewhere struct {
+	*memoryImages
+	path string
+}
+
+func (i imagesElsewhere) Usage() (imageservice.Usage, error) {
+	return imageservice.Usage{Path: i.path, Bytes: 1, Inodes: 1}, nil
+}
+
+// The kubelet takes image and container file systems for one when they have the
+// same mount point, and evicts by two thresholds when they do not.
+func TestImageFsInfoSplit(t *testing.T) {
+	captureLog(t, "0")
+	for path, split := range map[string]bool{"/proc": true, t.TempDir(): false} {
+		config := testConfig(t, imagesElsewhere{newMemoryImages(), path})
+		usage, err := runtimeapi.NewImageServiceClient(serve(t, config).conn).ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		images, containers := usage.GetImageFilesystems()[0].GetFsId().GetMountpoint(), usage.GetContainerFilesystems()[0].GetFsId().GetMountpoint()
+		want := path
+		if split {
+			want = config.Runtime.Filesystem().Path
+		}
+		if images != path || containers != want {
+			t.Errorf("images at %s are told as %s, containers as %s, want %s", path, images, containers, want)
+		}
+	}
+}
+
 // Every image comes exactly once, in messages that no kubelet finds too large.
 func TestStreamImages(t *testing.T) {
 	captureLog(t, "0")
