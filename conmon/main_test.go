@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
 // sanitizedVar names the monitor that was built with sanitizers.
@@ -31,6 +33,10 @@ func run(m *testing.M) int {
 		os.Setenv(sanitizedVar, binary)
 	}
 	code := m.Run()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	reports, _ := filepath.Glob(binary + ".*")
 	for _, r := range reports {
 		text, _ := os.ReadFile(r)

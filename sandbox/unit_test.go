@@ -101,18 +101,21 @@ func TestMakeInRoot(t *testing.T) {
 		want  string
 		err   error
 	}{
-		"plain":             {nil, "/a/b", false, "/a/b", nil},
-		"file":              {nil, "/etc/hosts", true, "/etc/hosts", nil},
-		"existing link":     {map[string]string{"var": "/usr"}, "/var/x", false, "/usr/x", nil},
-		"dangling file":     {map[string]string{"etc/resolv.conf": "../run/x/resolv.conf"}, "/etc/resolv.conf", true, "/run/x/resolv.conf", nil},
-		"climbs":            {map[string]string{"out": "../../../.."}, "/out/escaped", false, "/escaped", nil},
-		"absolute out":      {map[string]string{"out": "/tmp/nowhere"}, "/out/x", false, "/tmp/nowhere/x", nil},
-		"loop":              {map[string]string{"a": "b", "b": "a"}, "/a/x", false, "", unix.ELOOP},
-		"through a file":    {map[string]string{"l": "etc/passwd"}, "/l/x", false, "", unix.ENOTDIR},
-		"dots":              {nil, "/a/../../../b", false, "/b", nil},
-		"magic link":        {map[string]string{"m": "/proc/self/root"}, "/m/x", false, "/proc/self/root/x", nil},
-		"very long":         {nil, "/" + strings.Repeat("n", 300), false, "", unix.ENAMETOOLONG},
-		"link to directory": {map[string]string{"d": "etc"}, "/d", false, "/etc", nil},
+		"plain":         {nil, "/a/b", false, "/a/b", nil},
+		"file":          {nil, "/etc/hosts", true, "/etc/hosts", nil},
+		"existing link": {map[string]string{"var": "/usr"}, "/var/x", false, "/usr/x", nil},
+		"dangling file": {map[string]string{"etc/resolv.conf": "../run/x/resolv.conf"}, "/etc/resolv.conf", true, "/run/x/resolv.conf", nil},
+		"climbs":        {map[string]string{"out": "../../../.."}, "/out/escaped", false, "/escaped", nil},
+		"absolute out":  {map[string]string{"out": "/tmp/nowhere"}, "/out/x", false, "/tmp/nowhere/x", nil},
+		// What the host has there must not be found.
+		"absolute, the host's": {map[string]string{"out": "/tmp"}, "/out", false, "/tmp", nil},
+		"climbs to the host's": {map[string]string{"out": strings.Repeat("../", 20) + "usr"}, "/out/bin", false, "/usr/bin", nil},
+		"loop":                 {map[string]string{"a": "b", "b": "a"}, "/a/x", false, "", unix.ELOOP},
+		"through a file":       {map[string]string{"l": "etc/passwd"}, "/l/x", false, "", unix.ENOTDIR},
+		"dots":                 {nil, "/a/../../../b", false, "/b", nil},
+		"magic link":           {map[string]string{"m": "/proc/self/root"}, "/m/x", false, "/proc/self/root/x", nil},
+		"very long":            {nil, "/" + strings.Repeat("n", 300), false, "", unix.ENAMETOOLONG},
+		"link to directory":    {map[string]string{"d": "etc"}, "/d", false, "/etc", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
