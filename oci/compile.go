@@ -9,7 +9,7 @@ import (
 
 // CompileOptions is what a launch program depends on besides the spec.
 type CompileOptions struct {
-	TaskFiles   []string    // v1: the `tasks` files to join by
+	TaskFiles   []string    // v1: names of the `tasks` files to join by; they are given as FileTasks, in this order
 	CgroupV2    bool        // the child is born in its cgroup: FileCgroup is wanted
 	Hierarchies []Hierarchy // v1: what a mount of type cgroup shows
 	Targets     []string    // destinations of spec.Mounts as they are in the image, its symlinks resolved; "": as written
@@ -42,7 +42,7 @@ func (o *CompileOptions) fileSource(i int) bool {
 func (o *CompileOptions) givenSource(i int) bool { return i < len(o.Sources) && o.Sources[i] }
 
 // Compile turns a container's spec into the program that makes and runs it. It is
-// pure. The program wants FileRoot and FileMountNS, and FilePIDNS and
+// pure. The program wants FileRoot and FileMountNS, and FilePIDNS, FileTasks and
 // FileCgroup where they apply. ErrUnsupported names what the spec asks for in vain.
 func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 	if err := checkSpec(spec, opts); err != nil {
@@ -65,8 +65,9 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 	case ownPID && user == nil:
 		b.p.CloneFlags = unix.CLONE_NEWPID
 	}
+	tasks := b.taskFiles(opts)
 	sources := b.sources(spec, opts)
-	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: user}
+	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: user, tasks: tasks}
 	m := &mounter{builder: b, spec: spec, opts: opts, root: root, dev: -1, pts: -1, master: -1, mask: -1, sources: sources, user: user}
 	c.resources()
 	c.labels()
@@ -101,8 +102,8 @@ func Compile(spec *specs.Spec, opts *CompileOptions) (*Program, error) {
 }
 
 // CompileExec turns a further process of a running container into the program
-// that the container's monitor runs for it. It may want FileCgroup and
-// FileTerminal.
+// that the container's monitor runs for it. It may want FileCgroup, FileTasks
+// and FileTerminal.
 func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*Program, error) {
 	caps, err := parseCapSets(proc.Capabilities)
 	if err != nil {
@@ -119,7 +120,7 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 	if _, ok := namespace(spec, specs.PIDNamespace); ok {
 		b.p.pidNS = slotInit
 	}
-	c := &process{builder: b, proc: proc, opts: opts, pts: -1, user: userNamespace(spec)}
+	c := &process{builder: b, proc: proc, opts: opts, pts: -1, user: userNamespace(spec), tasks: b.taskFiles(opts)}
 	c.resources()
 	c.labels()
 	enter := flags(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP, "CLONE_NEWNS|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_NEWCGROUP")
@@ -145,12 +146,12 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opts *CompileOptions) (*
 
 // CompilePause returns the program of the reaper of a pod's shared PID namespace. It
 // sees nothing of the host: an empty file system, the pod's namespaces, no
-// privileges. FileMountNS is wanted.
+// privileges. FileMountNS is wanted, and FileTasks.
 func CompilePause(l *specs.Linux, opts *CompileOptions) (*Program, error) {
 	b := newBuilder(execSteps)
 	mountNS := b.file(FileMountNS)
 	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: 65535, GID: 65535}, NoNewPrivileges: true}, Linux: l}
-	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: userNamespace(spec)}
+	c := &process{builder: b, proc: spec.Process, opts: opts, pts: -1, user: userNamespace(spec), tasks: b.taskFiles(opts)}
 	c.resources()
 	c.joinNamespaces(l.Namespaces)
 	if c.user == nil {

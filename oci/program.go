@@ -43,6 +43,7 @@ const (
 	FileMountNS              // an empty mount namespace with the directories /root and /mask
 	FilePIDNS                // the PID namespace that the child is born in
 	FileCgroup               // the directory of the cgroup (v2) that the child is born in
+	FileTasks                // an open tasks file (v1) of CompileOptions.TaskFiles, as many as there are
 	FileTerminal             // exec: a socket that the terminal's master is sent through
 	FileResume               // of namespaces' programs: the pipe that ends a halt
 	// FileSource and what follows are the sources of the mounts 0, 1, 2... as detached mounts.

@@ -48,6 +48,15 @@ func (b *builder) file(f File) int {
 	return slotFiles + len(b.p.Files) - 1
 }
 
+// taskFiles asks for the tasks files and returns the slot of the first one.
+func (b *builder) taskFiles(opts *CompileOptions) int {
+	first := slotFiles + len(b.p.Files)
+	for range opts.TaskFiles {
+		b.file(FileTasks)
+	}
+	return first
+}
+
 // slot takes a free slot.
 func (b *builder) slot() int {
 	if n := len(b.free); n > 0 {

@@ -47,6 +47,8 @@ func (f File) String() string {
 		return "PID namespace"
 	case FileCgroup:
 		return "cgroup"
+	case FileTasks:
+		return "tasks file"
 	case FileResume:
 		return "pipe that ends a halt"
 	case FileTerminal:

@@ -15,10 +15,11 @@ import (
 // to its execve.
 type process struct {
 	*builder
-	proc *specs.Process
-	opts *CompileOptions
-	pts  int          // slot of the terminal's slave, -1: the slots 0 to 2 are the standard streams
-	user *specs.Linux // its mappings, nil without a user namespace
+	proc  *specs.Process
+	opts  *CompileOptions
+	pts   int          // slot of the terminal's slave, -1: the slots 0 to 2 are the standard streams
+	user  *specs.Linux // its mappings, nil without a user namespace
+	tasks int          // slot of the first tasks file
 }
 
 // labels appends what LSMs want to know. It is written through a procfs that was made for
@@ -64,8 +65,10 @@ func (c *process) writeBelow(dir int, name, file, text string) {
 // that writes "0" to `tasks` waits for no RCU grace period, unlike every other way
 // to attach on cgroup v1; on v2 the child is born in its cgroup.
 func (c *process) resources() {
-	for _, t := range c.opts.TaskFiles {
-		c.write("join cgroup", t, "0")
+	for i, t := range c.opts.TaskFiles {
+		f := c.tasks + i
+		c.call("join cgroup: write "+t, unix.SYS_WRITE, slotArg(f), c.str("0"), num(1))
+		c.close("join cgroup", f)
 	}
 	if adj := c.proc.OOMScoreAdj; adj != nil {
 		c.write("set oom_score_adj", "/proc/thread-self/oom_score_adj", fmt.Sprint(*adj))

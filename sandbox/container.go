@@ -42,6 +42,7 @@ type Container struct {
 	execs    atomic.Int32 // commands that run beside its own
 	writable writableLayer
 	meter    meter
+	joins    joins // of its cgroup, for execs
 
 	// mu guards what follows, and the publishing of status.
 	mu       sync.Mutex
@@ -258,6 +259,7 @@ func (c *Container) publish(change func(s *ContainerStatus)) {
 	})
 	if done {
 		c.meter.close()
+		c.joins.close()
 		st := c.Status()
 		klog.V(2).InfoS("Container has exited", "container", c.id, "pod", c.box.id, "code", st.ExitCode, "reason", st.Reason)
 		close(c.exited)

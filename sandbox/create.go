@@ -78,6 +78,7 @@ type launch struct {
 	labels  oci.Labels
 	options oci.CompileOptions
 	cgroup  *oci.Cgroup
+	tasks   []*os.File // v1: to join the cgroup by
 	pending *conmon.Pending
 	beside  sync.WaitGroup // what goes on beside the main line of create
 	err     [3]error       // of beside, one each
@@ -120,6 +121,7 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	// Its errors are create's, and the monitor is not needed when there is one.
 	defer func() {
 		l.beside.Wait()
+		closeAll(l.tasks) // of a container that was not made
 		if err != nil && l.pending != nil {
 			err = errors.Join(err, l.pending.Abandon())
 		}
@@ -326,7 +328,10 @@ func (l *launch) recordAndMakeCgroup() (err error) {
 		return err
 	}
 	fault.Point("create.recorded")
-	l.cgroup, err = l.store.cgroups.Make(l.record.Cgroup)
+	if l.cgroup, err = l.store.cgroups.Make(l.record.Cgroup); err != nil {
+		return err
+	}
+	l.tasks, err = openJoins(l.cgroup.JoinPaths())
 	return err
 }
 
@@ -413,7 +418,7 @@ func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
 
 // programFiles opens what the program wants, in its order.
 func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File, error) {
-	var files []*os.File
+	files, tasks := []*os.File(nil), l.tasks
 	for _, kind := range program.Files {
 		switch kind {
 		case oci.FileRoot:
@@ -428,6 +433,8 @@ func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File,
 			files = append(files, open.file(pidNamespace(l.spec)))
 		case oci.FileCgroup:
 			files = append(files, open.keep(l.cgroup.Dir()))
+		case oci.FileTasks:
+			files, tasks = append(files, tasks[0]), tasks[1:]
 		case oci.FileTerminal, oci.FileResume: // of other programs
 		case oci.FileSource:
 			files = append(files, l.sources[0])
@@ -451,6 +458,8 @@ func pidNamespace(spec *specs.Spec) string {
 func (l *launch) publish(m *conmon.Monitor) {
 	c := l.Container
 	c.monitor = m
+	c.joins.keep(l.tasks, &c.store.joins)
+	l.tasks = nil
 	c.keepForExec(l.spec, l.options.Seccomp, l.options.SeccompFlags)
 	c.status.Store(&ContainerStatus{
 		ID: c.id, SandboxID: c.box.id, Config: l.config, ImageID: l.image.ID, VolumeImages: c.record.VolumeImages,

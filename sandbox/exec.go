@@ -211,7 +211,9 @@ type execCommand struct {
 func (c *Container) startExec(ctx context.Context, command *execCommand) (*conmon.Exec, error) {
 	var open fileList
 	defer open.close()
-	program, files, err := c.execProgram(command, &open)
+	tasks, done := c.joinFiles(command.cgroup, &open)
+	defer done()
+	program, files, err := c.execProgram(command, tasks, &open)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +239,7 @@ func waitExec(ctx context.Context, e *conmon.Exec) (conmon.Exit, error) {
 	return exit, err
 }
 
-func (c *Container) execProgram(command *execCommand, open *fileList) (*oci.Program, []*os.File, error) {
+func (c *Container) execProgram(command *execCommand, tasks []*os.File, open *fileList) (*oci.Program, []*os.File, error) {
 	spec, err := c.execSpec()
 	if err != nil {
 		return nil, nil, err
@@ -258,6 +260,8 @@ func (c *Container) execProgram(command *execCommand, open *fileList) (*oci.Prog
 		switch kind {
 		case oci.FileCgroup:
 			files = append(files, open.keep(command.cgroup.Dir()))
+		case oci.FileTasks:
+			files, tasks = append(files, tasks[0]), tasks[1:]
 		case oci.FileTerminal:
 			files = append(files, command.terminal)
 		case oci.FileRoot, oci.FileMountNS, oci.FilePIDNS, oci.FileResume, oci.FileSource: // a running container has them

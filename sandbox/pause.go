@@ -70,6 +70,9 @@ func (b *Sandbox) startPause(ctx context.Context) (int, error) {
 	if b.store.cgroups.V2() {
 		pause.Cgroup = open.keep(cg.Dir())
 	}
+	for _, path := range cg.JoinPaths() {
+		pause.Files = append(pause.Files, open.keep(os.OpenFile(path, os.O_WRONLY, 0)))
+	}
 	if open.err != nil {
 		return 0, open.err
 	}

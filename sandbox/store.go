@@ -79,6 +79,7 @@ type Store struct {
 	events   events
 	readers  sync.Pool    // of *oci.StatsReader
 	netFiles atomic.Int32 // open for statistics
+	joins    atomic.Int32 // tasks files that are kept open
 	execs    atomic.Int32 // commands that run beside the containers' own
 	output   *pool        // for their output
 	lag      *pool        // for output that attached clients have not taken
@@ -205,6 +206,7 @@ func (s *Store) Close() error {
 	}
 	for _, c := range s.Containers() {
 		c.meter.close()
+		c.joins.close()
 		all = errors.Join(all, c.detach())
 	}
 	fault.Point("close.detached")
