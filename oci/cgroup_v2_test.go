@@ -95,3 +95,34 @@ func TestCgroupV2(t *testing.T) {
 		t.Error("what was there before is gone")
 	}
 }
+
+// A service's own cgroup has processes. What is made below it for others stays a domain that
+// processes can be cloned into, when it is made anew as well.
+func TestCgroupPlainBelowProcesses(t *testing.T) {
+	g, top := testCgroups(t)
+	service, err := g.MakePlain(top + "/service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := startIn(t, service, "exec sleep 1000")
+	for range 2 {
+		plain, err := g.MakePlain(top + "/service/monitors")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := startIn(t, plain, "exit 0").Wait(); err != nil {
+			t.Error(err)
+		}
+		if !g.V2() {
+			continue
+		}
+		kind, err := os.ReadFile(filepath.Join(cgroupRoot, top, "service/monitors/cgroup.type"))
+		if err != nil || string(kind) != "domain\n" {
+			t.Errorf("the cgroup is %q, %v", kind, err)
+		}
+	}
+	if err := own.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = own.Wait() // it was killed
+}

@@ -51,7 +51,7 @@ func openMonitorPlace(s *Store) (p monitorPlace, err error) {
 	if err := os.WriteFile(s.state(monitorsFile), []byte(place), 0o600); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
-	if p.cgroup, err = s.cgroups.Create(place, nil); err != nil {
+	if p.cgroup, err = s.cgroups.MakePlain(place); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
 	var undo cleanup

@@ -128,7 +128,7 @@ func (n *node) fields() {
 			if err := json.Unmarshal([]byte(line), &entry); err != nil {
 				continue
 			}
-			if entry.Pod == n.pod && entry.Message != "" && entry.Priority == "6" {
+			if entry.Pod == n.pod && entry.Message != "" && (entry.Priority == "6" || entry.Priority == "7") {
 				return true
 			}
 		}
