@@ -170,25 +170,6 @@ func (l *launch) makeProcess(ctx context.Context, f *flight[*Container]) (*conmo
 	return l.launch(ctx)
 }
 
-// mountRootfs makes the root file system, in a pod with a user namespace with ids of that.
-func (l *launch) mountRootfs() (err error) {
-	layers := append(slices.Clone(l.image.Layers), l.store.root("skeleton"))
-	if !l.box.ownUser() {
-		l.rootfs, err = l.store.overlay(l.root(), layers, l.labels.Mount)
-		return err
-	}
-	if l.ids, err = l.box.ids(); err != nil {
-		return err
-	}
-	if l.userNS, err = os.Open(l.box.state("ns", "user")); err != nil {
-		return fmt.Errorf("open the pod's user namespace: %w", err)
-	}
-	if l.rootfs, err = l.store.mappedOverlay(l.root(), layers, l.labels.Mount, l.userNS, l.ids.root()); err != nil {
-		return errors.Join(err, l.userNS.Close())
-	}
-	return nil
-}
-
 // close closes what only the making of the container needs.
 func (l *launch) close() {
 	for _, f := range append(l.sources, l.rootfs, l.userNS) {
