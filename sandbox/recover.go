@@ -73,11 +73,15 @@ func (s *Store) recover(ctx context.Context) (tidied <-chan struct{}, err error)
 	}
 	_ = group.Wait() // nothing in it fails
 	fault.Point("recover.containers.read")
-	for _, kind := range []string{"sandboxes", "containers"} {
-		if err := s.sweep(kind); err != nil {
-			return nil, err
-		}
+	lost, err := s.sweep("containers", s.clearContainer)
+	if err != nil {
+		return nil, err
 	}
+	work = append(work, lost...)
+	if lost, err = s.sweep("sandboxes", s.clearSandbox); err != nil {
+		return nil, err
+	}
+	boxWork = append(boxWork, lost...)
 	fault.Point("recover.swept")
 	s.tidying.Store(true)
 	done := make(chan struct{})
@@ -91,21 +95,28 @@ func (s *Store) recover(ctx context.Context) (tidied <-chan struct{}, err error)
 }
 
 // sweep removes what a crash before the record left in the state directory: empty
-// directories, as nothing has an effect before its record.
-func (s *Store) sweep(kind string) error {
+// directories, as nothing has an effect before its record. Of a record that was lost
+// later, with its directory, the object is cleared away as that of a damaged one.
+func (s *Store) sweep(kind string, clear func(ctx context.Context, id string) error) (work undoing, err error) {
 	entries, err := os.ReadDir(s.state(kind))
 	if err != nil {
-		return fmt.Errorf("recover: %w", err)
+		return nil, fmt.Errorf("recover: %w", err)
 	}
 	for _, e := range entries {
 		if exists(s.root(kind, e.Name())) {
 			continue
 		}
-		if err := os.Remove(s.state(kind, e.Name())); err != nil {
+		err := os.Remove(s.state(kind, e.Name()))
+		switch {
+		case err == nil:
+		case isID(e.Name()):
+			klog.ErrorS(err, "A record is lost: what is left of its object is taken away", "path", s.state(kind, e.Name()))
+			work = append(work, func(ctx context.Context) error { return clear(ctx, e.Name()) })
+		default:
 			klog.ErrorS(err, "Remove what no record names", "path", s.state(kind, e.Name()))
 		}
 	}
-	return nil
+	return work, nil
 }
 
 // undoing is work that start-up need not wait for.
