@@ -1,6 +1,7 @@
 package critest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -38,7 +39,7 @@ func TestStartCollectsLeases(t *testing.T) {
 	}
 	if err := harness.Until(t.Context(), patience, "the lost pod's lease to go", func() bool {
 		_, err := os.Stat(gone)
-		return os.IsNotExist(err)
+		return errors.Is(err, os.ErrNotExist)
 	}); err != nil {
 		t.Fatal(err)
 	}
