@@ -219,7 +219,7 @@ func (a *audit) readState(s *Store) error {
 	}
 	for _, id := range ids {
 		dir := s.state("containers", id)
-		if a.containers[id] == nil && !a.busy(id) && !(a.memory == nil && isEmpty(dir)) {
+		if a.containers[id] == nil && !a.busy(id) && !(a.memory == nil && (isEmpty(dir) || exists(filepath.Join(dir, "monitor.sock")))) {
 			a.Findings.Add(dir, "no container has this id", remedyRestart)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -147,12 +148,18 @@ func TestDamagedRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// A monitor is begun beside the record.
+	begun := f.store.state("containers", strings.Repeat("0e", 32))
+	if err := errors.Join(os.Mkdir(begun, 0o700), os.WriteFile(filepath.Join(begun, "monitor.sock"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	stray := f.store.state("containers", "stray")
 	if err := os.Mkdir(stray, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	f.open()
-	if exists(stray) {
+	f.store.background.Wait()
+	if exists(stray) || exists(begun) {
 		t.Error("a state directory without a record is left")
 	}
 	if len(f.store.Sandboxes()) != 1 || len(f.store.Containers()) != 1 {

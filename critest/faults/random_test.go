@@ -100,14 +100,21 @@ func (n *node) killAtStart(after time.Duration) {
 		n.t.Error(err)
 	}
 	pause(after)
-	if pid := n.daemonProcess(); pid != 0 {
+	pid := n.daemonProcess()
+	if pid != 0 {
 		killProcess(n.t, pid)
 	}
 	err := <-started
 	cancel()
-	if err == nil && !n.Ended() { // it was quicker
+	if err == nil && pid == 0 {
 		n.kill()
 		return
+	}
+	if err == nil { // it was quicker, and its end may still be unseen
+		err = harness.Until(context.Background(), patience, "the daemon's end", n.Ended)
+		if err != nil {
+			n.t.Error(err)
+		}
 	}
 	count(daemonKills, 1)
 	count("kills of the daemon while it starts", 1)
