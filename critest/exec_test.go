@@ -111,10 +111,11 @@ func TestExecWithABackgroundChildReturns(t *testing.T) {
 	// The child keeps the output open; draining must be bounded.
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	got, err := execSync(ctx, c.id, 0, "sh", "-c", "sleep 500 & echo done")
+	got, err := execSync(ctx, c.id, 0, "sh", "-c", "{ sleep 30; touch /over; sleep 500; } & echo done")
 	if err != nil || string(got.Stdout) != "done\n" {
 		t.Errorf("%v, %v", got, err)
 	}
+	c.exec(1, "test", "-e", "/over") // it was answered long before
 }
 
 func TestExecOutputIsCapped(t *testing.T) {

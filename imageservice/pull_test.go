@@ -146,7 +146,7 @@ func TestPullBad(t *testing.T) {
 		{"hardclimb:1", ErrMalformedLayer, "climbs out"},
 		{"garbage:1", ErrMalformedLayer, ""},
 		{"schema1:1", ErrUnsupported, "schema 1"},
-		{"both:1", ErrMalformedManifest, "both"},
+		{"both:1", ErrMalformedManifest, "both an index"},
 		{"artifact:1", ErrUnsupported, "without files"},
 		{"foreign:1", ErrUnsupported, "s390x"},
 		{"UPPER:1", ErrInvalidReference, ""},
