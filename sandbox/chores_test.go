@@ -53,10 +53,7 @@ func TestStopIsFinished(t *testing.T) {
 	if err := f.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	b.record.Stopping = true
-	if err := b.writeRecord(false); err != nil {
-		t.Fatal(err)
-	}
+	b.markStopping()
 	f.open()
 	again, err := f.store.Sandbox(b.id)
 	if err != nil || again.Status().State != sandboxNotReady {

@@ -23,7 +23,7 @@ anything else raise recordFormat, keep reading the old one, and keep its file`
 func TestFrozenRecords(t *testing.T) {
 	for name, record := range map[string]any{
 		"sandbox.json": &sandboxRecord{
-			ID: "s1", Handler: "h", CreatedAt: 1, Config: json.RawMessage(`{"hostname":"a"}`), Cgroup: "/c", OwnCgroup: true, Ready: true, Stopping: true, Stopped: true,
+			ID: "s1", Handler: "h", CreatedAt: 1, Config: json.RawMessage(`{"hostname":"a"}`), Cgroup: "/c", OwnCgroup: true, Ready: true, Stopped: true,
 			Pause:      &pauseRecord{PID: 2, StartTime: 3},
 			Attachment: &network.Attachment{Network: "n", IPs: []string{"192.0.2.1"}, Config: []byte("{}"), Result: []byte("{}")},
 			Boot:       "b",

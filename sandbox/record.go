@@ -48,7 +48,7 @@ type sandboxRecord struct {
 	Cgroup     string              // parent of the containers' cgroups
 	OwnCgroup  bool                // Cgroup was made for this sandbox and goes with it
 	Ready      bool                // Run ended well
-	Stopping   bool                `json:",omitempty"` // Stop has ended the containers; nothing is made in it any more
+	Stopping   bool                `json:"-"` // Stop has ended the containers; nothing is made in it any more. stoppingFile says so
 	Stopped    bool                // Stop ended well: network and namespaces are gone
 	Pause      *pauseRecord        `json:",omitempty"`
 	Attachment *network.Attachment `json:",omitempty"`
@@ -81,6 +81,7 @@ type containerRecord struct {
 // The files of an object, below its directory.
 const (
 	sandboxFile   = "sandbox.json"
+	stoppingFile  = "stopping" // empty: to replace the record would make ext4 write it out
 	containerFile = "container.json"
 	lostFile      = "lost.json"
 	exitFile      = "exit" // written by the monitor

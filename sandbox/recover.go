@@ -176,6 +176,7 @@ func (s *Store) loadSandbox(id string) (*Sandbox, error) {
 	if r.ID != id {
 		return nil, fmt.Errorf("record of sandbox %q: %w", r.ID, ErrInvalid)
 	}
+	r.Stopping = exists(s.root("sandboxes", id, stoppingFile))
 	config := &runtimeapi.PodSandboxConfig{}
 	if err := decodeMessage(r.Config, config); err != nil {
 		return nil, err

@@ -280,8 +280,7 @@ func (b *Sandbox) stop(ctx context.Context) error {
 	fault.Point("stoppod.containers.ended")
 	// From here on no container can be created any more, by the next daemon neither.
 	if b.Status().State == sandboxReady {
-		b.record.Stopping = true
-		b.recordStop()
+		b.markStopping()
 		fault.Point("stoppod.recorded")
 		b.update(func(st *SandboxStatus) { st.State = sandboxNotReady })
 		b.store.emit(b.id, b, nil, eventStopped)
@@ -295,15 +294,22 @@ func (b *Sandbox) stop(ctx context.Context) error {
 	}
 	fault.Point("stoppod.released")
 	b.record.Stopped = true
-	b.recordStop()
+	// On a full disk, which removing pods may mend, the next daemon finishes the stop once more.
+	if err := b.writeRecord(false); err != nil {
+		klog.ErrorS(err, "Record the stop of a sandbox", "pod", b.id)
+	}
 	return nil
 }
 
-// recordStop writes the record of a stop if it can: on a full disk, which removing
-// pods may mend, too, the next daemon may have to be asked again.
-func (b *Sandbox) recordStop() {
-	if err := b.writeRecord(false); err != nil {
-		klog.ErrorS(err, "Record the stop of a sandbox", "pod", b.id, "ended", b.record.Stopped)
+// markStopping is best effort: without it a daemon that comes now lists the pod as ready until it is stopped again.
+func (b *Sandbox) markStopping() {
+	b.record.Stopping = true
+	f, err := os.OpenFile(b.root(stoppingFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		klog.ErrorS(err, "Mark a sandbox as stopping", "pod", b.id)
 	}
 }
 
