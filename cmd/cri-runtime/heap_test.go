@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,15 +10,15 @@ import (
 func TestHeapIsFreedWhenQuiet(t *testing.T) {
 	t.Setenv("GOGC", "100") // the test's own stays
 	synctest.Test(t, func(t *testing.T) {
-		freed := 0
-		h := newHeap(func() { freed++ })
+		var freed atomic.Int32
+		h := newHeap(func() { freed.Add(1) })
 		defer h.close()
 		after := func(d time.Duration, rpc string, want int) {
 			t.Helper()
 			time.Sleep(d) //nolint:forbidigo // synctest: no real time passes
 			synctest.Wait()
-			if freed != want {
-				t.Fatalf("freed %d times, want %d", freed, want)
+			if got := int(freed.Load()); got != want {
+				t.Fatalf("freed %d times, want %d", got, want)
 			}
 			h.observe(rpc)
 		}
