@@ -361,3 +361,24 @@ func TestDeafClient(t *testing.T) {
 		conn.want(typeStatusReply, 2)
 	})
 }
+
+// A client that is slow gets all answers that its processes can have.
+func TestSlowClient(t *testing.T) {
+	each(t, func(t *testing.T, bin *Binary) {
+		conn, _ := rawMonitor(t, bin, newBox(t).dir)
+		conn.hello()
+		const answers = 512
+		for i := range answers {
+			conn.say(packet{kind: typeStatus, id: uint32(2 + i)})
+		}
+		for unread := 1; unread > 0; runtime.Gosched() { // by the monitor
+			var err error
+			if unread, err = unix.IoctlGetInt(conn.fd, unix.SIOCOUTQ); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range answers {
+			conn.want(typeStatusReply, uint32(2+i))
+		}
+	})
+}

@@ -16,12 +16,13 @@ struct request {
 void conn_accept(void)
 {
 	struct ucred peer = { 0, ~0u, 0 };
-	u32 length = sizeof peer, i = 0;
+	u32 length = sizeof peer, i = 0, room = ANSWERS_ROOM;
 	s32 fd = (s32)SYS(accept4, m.listener, 0, 0, O_NONBLOCK | O_CLOEXEC);
 
 	if (fd < 0)
 		return;
 	SYS(getsockopt, fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+	SYS(setsockopt, fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
 	while (i < CONNECTIONS_MAX && m.conn[i].fd >= 0)
 		i++;
 	if (peer.uid != m.uid || i == CONNECTIONS_MAX || failed(watch(fd, EPOLLIN, ON_CONN, i))) {

@@ -61,6 +61,9 @@ enum source { ON_LISTENER, ON_SIGNAL, ON_CONN, ON_STREAM, ON_REPORT, ON_ATTACH, 
 
 enum { CHILDREN = 1 + EXECS_MAX };
 
+/* For the two answers of each process, a KiB each in the kernel: a slow reader of those is not hung up on. */
+enum { ANSWERS_ROOM = CHILDREN * 2 * 1024 };
+
 struct monitor {
 	s32 listener, epoll, signals, self;
 	u32 uid, pid;

@@ -22,7 +22,7 @@ enum {
 	NR_munmap = 11, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14, NR_ioctl = 16,
 	NR_pread64 = 17, NR_madvise = 28, NR_getpid = 39, NR_sendto = 44,
 	NR_sendmsg = 46, NR_recvmsg = 47, NR_socketpair = 53,
-	NR_getsockopt = 55, NR_fcntl = 72, NR_getuid = 102, NR_setsid = 112,
+	NR_setsockopt = 54, NR_getsockopt = 55, NR_fcntl = 72, NR_getuid = 102, NR_setsid = 112,
 	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_clock_gettime = 228,
 	NR_exit_group = 231, NR_epoll_ctl = 233, NR_waitid = 247,
 	NR_openat = 257, NR_renameat = 264, NR_ppoll = 271, NR_splice = 275, NR_epoll_pwait = 281,
@@ -56,7 +56,7 @@ enum {
 	NR_waitid = 95, NR_clock_gettime = 113, NR_rt_sigaction = 134,
 	NR_rt_sigprocmask = 135, NR_rt_sigtimedwait = 137, NR_setsid = 157,
 	NR_prctl = 167, NR_getpid = 172, NR_getuid = 174,
-	NR_socketpair = 199, NR_sendto = 206, NR_getsockopt = 209,
+	NR_socketpair = 199, NR_sendto = 206, NR_setsockopt = 208, NR_getsockopt = 209,
 	NR_sendmsg = 211, NR_recvmsg = 212, NR_munmap = 215, NR_mmap = 222,
 	NR_madvise = 233, NR_accept4 = 242, NR_setns = 268,
 };
@@ -123,7 +123,7 @@ enum {
 
 	EPOLLIN = 1, EPOLLOUT = 4, EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLL_CTL_MOD = 3,
 
-	AF_UNIX = 1, SOCK_SEQPACKET = 5, SOL_SOCKET = 1, SO_PEERCRED = 17,
+	AF_UNIX = 1, SOCK_SEQPACKET = 5, SOL_SOCKET = 1, SO_PEERCRED = 17, SO_SNDBUFFORCE = 32,
 	SCM_RIGHTS = 1, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40,
 	MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000,
 
