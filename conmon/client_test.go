@@ -100,29 +100,19 @@ func TestExitAlone(t *testing.T) {
 func TestExitWithoutRecord(t *testing.T) {
 	each(t, func(t *testing.T, bin *Binary) {
 		b, ctx := newBox(t), testContext(t)
-		gone := filepath.Join(b.dir, "gone")
-		if err := os.Mkdir(gone, 0o700); err != nil {
+		// Where the temporary file should be.
+		if err := os.Mkdir(filepath.Join(b.dir, "exit.new"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		dir, err := os.Open(gone)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer dir.Close()
 		fifo := filepath.Join(b.dir, "fifo")
 		if err := unix.Mkfifo(fifo, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		l := b.launch(initProgram(shell("read x < " + fifo + "; exit 9")...))
-		l.ExitDir = dir
-		m, err := bin.Launch(ctx, l)
+		m, err := bin.Launch(ctx, b.launch(initProgram(shell("read x < "+fifo+"; exit 9")...)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		ended := watchEnd(t, m.child)
-		if err := os.Remove(gone); err != nil {
-			t.Fatal(err)
-		}
 		conn := rawDial(t, b.dir) // says no HELLO, so it is told nothing
 		defer unix.Close(conn.fd)
 		init := watchEnd(t, m.PID())
@@ -147,6 +137,43 @@ func TestExitWithoutRecord(t *testing.T) {
 		}
 		ended()
 		m.reap()
+	})
+}
+
+// Where the directory of the record was removed so was the container: nobody
+// will ask how it ended, and its monitor does not wait for them.
+func TestExitOfRemoved(t *testing.T) {
+	each(t, func(t *testing.T, bin *Binary) {
+		b, ctx := newBox(t), testContext(t)
+		gone := filepath.Join(b.dir, "gone")
+		if err := os.Mkdir(gone, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := os.Open(gone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		l := b.launch(initProgram(shell("true")...))
+		l.ExitDir = dir
+		m, err := bin.Launch(ctx, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := watchEnd(t, m.child)
+		if err := os.Remove(gone); err != nil {
+			t.Fatal(err)
+		}
+		init := m.PID()
+		m.Close()
+		if err := unix.Kill(init, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		ended()
+		m.reap()
+		if ctx.Err() != nil {
+			t.Error(ctx.Err())
+		}
 	})
 }
 

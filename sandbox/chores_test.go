@@ -25,7 +25,7 @@ func awaitGone(t *testing.T, path string) {
 // Trash that cannot be removed now is removed later, without a restart.
 func TestTrashLater(t *testing.T) {
 	f := setUp(t)
-	path := f.store.root("trash", "a")
+	path := f.store.root("later") // what is in the trash goes as the store opens
 	busy := filepath.Join(path, "busy")
 	if err := os.MkdirAll(busy, 0o700); err != nil {
 		t.Fatal(err)

@@ -75,17 +75,18 @@ u32 exit_text(const struct exit *e, u8 text[RECORD_MAX])
 	return (u32)(end - text);
 }
 
-static bool record(const struct exit *e)
+/* 0 or -errno. */
+static long record(const struct exit *e)
 {
 	u8 text[RECORD_MAX];
 	u32 length = exit_text(e, text);
 
 	long fd = SYS(openat, m.exit_dir, "exit.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (failed(fd))
-		return false;
-	long n = SYS(write, fd, text, length);
+		return fd;
+	bool whole = SYS(write, fd, text, length) == (long)length;
 	SYS(close, fd);
-	return n == (long)length && !failed(SYS(renameat, m.exit_dir, "exit.new", m.exit_dir, "exit"));
+	return whole ? SYS(renameat, m.exit_dir, "exit.new", m.exit_dir, "exit") : -ENOSPC;
 }
 
 /* What a shell would say of a command that could not be run. */
@@ -142,9 +143,10 @@ void init_exited(const struct siginfo *info)
 	stream_drain(0);
 	stream_drain(1);
 	log_flush();
-	m.recorded = record(&m.exit);
-	if (!m.recorded)
-		m.exit.flags |= EXIT_NO_RECORD;
+	long err = record(&m.exit);
+	/* Where the directory was removed the container was, and nobody will ask. */
+	m.recorded = !failed(err) || err == -ENOENT;
+	m.exit.flags |= failed(err) ? EXIT_NO_RECORD : 0;
 	shut(&m.oom);
 	shut(&m.exit_dir);
 	input_end();
