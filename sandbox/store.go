@@ -149,7 +149,7 @@ func Open(ctx context.Context, config Config, net Network) (_ *Store, err error)
 	if s.host, err = oci.ReadHost(); err != nil {
 		return nil, err
 	}
-	loadDefaultProfile(s.host)
+	loadDefaultProfile(ctx, s.host)
 	if s.cgroups, err = oci.NewCgroups(config.CgroupDriver); err != nil {
 		return nil, err
 	}
