@@ -27,7 +27,8 @@ type Process struct {
 	State       byte
 }
 
-// Table reads the process table.
+// Table reads the process table. Monitors of a daemon that is gone, which this
+// process has got as the reaper of orphans, are buried if they have ended.
 func Table() (map[int]Process, error) {
 	all, err := names("/proc")
 	if err != nil {
@@ -53,7 +54,12 @@ func Table() (map[int]Process, error) {
 		if err != nil {
 			continue
 		}
-		out[pid] = Process{PID: pid, Parent: parent, Command: text[from+1 : to], State: rest[0][0]}
+		p := Process{PID: pid, Parent: parent, Command: text[from+1 : to], State: rest[0][0]}
+		if p.State == 'Z' && parent == os.Getpid() && (p.Command == "cri-monitor" || p.Command == "cri-pause") {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // another goroutine may have done it
+			continue
+		}
+		out[pid] = p
 	}
 	return out, nil
 }

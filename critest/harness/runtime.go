@@ -161,14 +161,26 @@ func (r *Runtime) connect(ctx context.Context) error {
 	}
 	r.Conn.ResetConnectBackoff()
 	// The long-lived clients may wait out a back-off after a restart.
-	return Until(ctx, 60*time.Second, "the clients to connect again", func() bool {
-		_, err := r.CRI.Version(ctx, "v1")
-		if err != nil {
+	if err := Until(ctx, 60*time.Second, "the clients to connect again", func() bool {
+		if r.Ended() {
+			return true
+		}
+		if _, err := r.CRI.Version(ctx, "v1"); err != nil {
 			return false
 		}
 		_, err = r.Images.ListImages(ctx, nil)
 		return err == nil
-	})
+	}); err != nil {
+		return err
+	}
+	return r.requireRunning()
+}
+
+func (r *Runtime) requireRunning() error {
+	if !r.Ended() {
+		return nil
+	}
+	return fmt.Errorf("%s ended: %s: %w", r.Name, r.command.ProcessState, ErrNotReady)
 }
 
 // runtimeClient is the kubelet's client; timeout bounds each call, too.
@@ -208,12 +220,7 @@ func (r *Runtime) awaitAnswer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case <-r.ended:
-		return fmt.Errorf("%s ended: %s: %w", r.Name, r.command.ProcessState, ErrNotReady)
-	default:
-	}
-	return nil
+	return r.requireRunning()
 }
 
 // PID is the daemon's process id.
