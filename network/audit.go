@@ -28,6 +28,7 @@ type Expected struct {
 const (
 	remedyRestart = "restart the daemon, which detaches what no sandbox has"
 	remedyPod     = "stop and remove the sandbox"
+	remedyResult  = "restart the daemon, which has another copy and removes this one"
 )
 
 // Memory is what a running Network knows, for a check from outside.
@@ -108,7 +109,7 @@ func (a *auditor) records() error {
 
 // results reads libcni's cache.
 func (a *auditor) results() error {
-	dir := filepath.Join(a.config.CacheDir, "results")
+	dir := a.resultDir()
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -118,9 +119,8 @@ func (a *auditor) results() error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		var cached struct {
-			ContainerID string `json:"containerId"`
-		}
+		id, named := cachedID(e.Name())
+		var cached cachedResult
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
@@ -128,12 +128,16 @@ func (a *auditor) results() error {
 		if err == nil {
 			err = json.Unmarshal(data, &cached)
 		}
-		pod := a.pods[cached.ContainerID]
+		pod := a.pods[id]
 		switch {
+		case !named:
+			a.findings.Add(path, "it is not the name of a result", "remove it")
 		case err != nil:
-			a.findings.Add(path, err.Error(), remedyPod+" that its name has")
+			a.findings.Add(path, err.Error(), remedyResult)
+		case cached.ContainerID != id:
+			a.findings.Add(path, fmt.Sprintf("it is about sandbox %q", cached.ContainerID), remedyResult)
 		case pod.ID == "":
-			a.findings.Add(path, fmt.Sprintf("no sandbox has the id %q", cached.ContainerID), remedyRestart)
+			a.findings.Add(path, fmt.Sprintf("no sandbox has the id %q", id), remedyRestart)
 		case pod.Finished && !pod.Begun:
 			a.findings.Add(path, "its sandbox is stopped", remedyPod)
 		}

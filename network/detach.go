@@ -77,6 +77,11 @@ func (n *Network) detach(ctx context.Context, pod Pod, att *Attachment) error {
 		}
 	}
 	fault.Point("detach.deleted")
+	if att == nil && rec == nil { // libcni removes the file of the network that it was told
+		if err := n.dropResults(pod.ID); err != nil {
+			return err
+		}
+	}
 	return n.removeRecord(pod.ID)
 }
 
@@ -122,7 +127,19 @@ func (n *Network) deletions(att *Attachment, rec *record, rt *libcni.RuntimeConf
 			ContainerID: c.ContainerID, NetNS: rt.NetNS, IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
 		}})
 	}
+	if len(found) > 0 {
+		return found, nil
+	}
 	// Without any record no plugin was ever run for the pod: Attach writes one first.
+	// With a damaged one it may have been, and by the same configuration most likely.
+	ids, err := n.cachedIDs()
+	if err != nil {
+		return nil, err
+	}
+	_, known := ids[rt.ContainerID]
+	if list := n.refresh().list; list != nil && (known || n.recorded(rt.ContainerID)) {
+		found = append(found, deletion{list, rt})
+	}
 	return found, nil
 }
 

@@ -88,6 +88,16 @@ func TestDetachSources(t *testing.T) {
 			write(t, f.config.CacheDir+"/attachments/a1.json", `{"net`)
 			return nil
 		}, "old"},
+		"record damaged, no cache": {func(t *testing.T, f *fakes, _ *Attachment) *Attachment {
+			lost(t, f.config.CacheDir+"/results")
+			write(t, f.config.CacheDir+"/attachments/a1.json", `{"net`)
+			return nil
+		}, "new"},
+		"cache damaged, no record": {func(t *testing.T, f *fakes, _ *Attachment) *Attachment {
+			write(t, f.config.CacheDir+"/results/net-a1-eth0", `{"kind`)
+			lost(t, f.config.CacheDir+"/attachments/a1.json")
+			return nil
+		}, "new"},
 		"damaged attachment": {func(_ *testing.T, _ *fakes, att *Attachment) *Attachment {
 			att.Config = []byte("{\xff")
 			return att

@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/network/builtin"
 	"github.com/cri-runtime/cri-runtime/sandbox/fault"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 // builtinName is the network of pods that no configuration list attached.
@@ -28,7 +28,7 @@ func (n *Network) openBuiltin() error {
 	if config.Bridge == "" {
 		return nil
 	}
-	if subnets, err := n.keptSubnets(); err == nil && len(subnets) > 0 && !n.config.FixedSubnets {
+	if subnets := n.keptSubnets(); len(subnets) > 0 && !n.config.FixedSubnets {
 		config.Subnets = subnets
 	}
 	b, err := builtin.New(config)
@@ -159,14 +159,27 @@ func (n *Network) releaseBuiltin(id string) error {
 	return n.builtin.Release(id)
 }
 
+// subnetsRecord is subnets.json.
+type subnetsRecord struct {
+	Subnets []netip.Prefix `json:"subnets"`
+}
+
 func (n *Network) subnetsPath() string { return filepath.Join(n.config.CacheDir, "subnets.json") }
 
-func (n *Network) keptSubnets() (subnets []netip.Prefix, err error) {
-	data, err := os.ReadFile(n.subnetsPath())
-	if err == nil {
-		err = json.Unmarshal(data, &subnets)
+// keptSubnets returns what SetSubnets has kept. A damaged file is as good as none:
+// the pods that are there have their addresses in records of their own, and a kubelet
+// says at its start what the subnets are.
+func (n *Network) keptSubnets() []netip.Prefix {
+	var r subnetsRecord
+	switch err := ledger.Read(n.subnetsPath(), &r); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		klog.ErrorS(err, "The pods' subnets that the cluster has chosen are lost, those of the configuration serve",
+			"subnets", n.config.Builtin.Subnets, "remedy", "restart the kubelet, which tells them again")
+	case builtin.CheckSubnets(r.Subnets) == nil:
+		return r.Subnets
 	}
-	return subnets, err
+	return nil
 }
 
 // SetSubnets gives the built-in network the addresses of the node's pods, as the
@@ -180,9 +193,12 @@ func (n *Network) SetSubnets(subnets []netip.Prefix) error {
 	if err := n.builtin.SetSubnets(subnets); err != nil {
 		return fmt.Errorf("set the pods' subnets: %w", err)
 	}
-	data, err := json.Marshal(subnets)
+	data, err := ledger.Marshal(&subnetsRecord{subnets})
 	if err == nil {
-		err = os.WriteFile(n.subnetsPath(), data, 0o600)
+		err = os.WriteFile(n.subnetsPath()+".next", data, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(n.subnetsPath()+".next", n.subnetsPath())
 	}
 	if err != nil {
 		return fmt.Errorf("keep the pods' subnets: %w", err)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/network/builtin"
 	"github.com/cri-runtime/cri-runtime/sandbox/fault"
@@ -77,8 +78,7 @@ func (n *Network) dropUnfinished() error {
 	return err
 }
 
-// readRecord returns nil if there is none, or if it was cut short, which only
-// a crash before its ADD or of the whole machine can do.
+// readRecord returns nil if there is none, or if it is damaged.
 func (n *Network) readRecord(id string) (*record, error) {
 	data, err := os.ReadFile(n.recordPath(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -88,8 +88,13 @@ func (n *Network) readRecord(id string) (*record, error) {
 		return nil, fmt.Errorf("read record of attachment: %w", err)
 	}
 	r := &record{}
-	if err := ledger.Unmarshal(data, r); err != nil || len(r.Config) == 0 && r.Lease == nil {
-		return nil, nil //nolint:nilerr // as if there were none, see above
+	err = ledger.Unmarshal(data, r)
+	if err == nil && len(r.Config) == 0 && r.Lease == nil {
+		err = fmt.Errorf("%w: it has neither a configuration nor a lease", ledger.ErrDamaged)
+	}
+	if err != nil {
+		klog.ErrorS(err, "The record of an attachment is damaged: what else is known of it serves in its place", "file", n.recordPath(id))
+		return nil, nil
 	}
 	return r, nil
 }
@@ -104,13 +109,18 @@ func (n *Network) removeRecord(id string) error {
 // attached returns the network namespaces of all sandboxes that have a record
 // or are in libcni's cache, by id.
 func (n *Network) attached() (map[string]string, error) {
-	ids := map[string]string{}
+	ids, err := n.cachedIDs()
+	if err != nil {
+		return nil, err
+	}
 	cached, err := n.cni.GetCachedAttachments("")
 	if err != nil {
 		return nil, fmt.Errorf("read libcni's cache: %w", err)
 	}
 	for _, c := range cached {
-		ids[c.ContainerID] = c.NetNS
+		if _, ok := ids[c.ContainerID]; ok {
+			ids[c.ContainerID] = c.NetNS
+		}
 	}
 	entries, err := os.ReadDir(n.recordDir())
 	if err != nil {

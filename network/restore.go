@@ -12,23 +12,30 @@ import (
 
 // Restore mends the record of an attachment that is there, by what the sandbox
 // has kept of it: without it the pod's address and its host ports could be given
-// to another pod. A record that can be read stays as it is.
+// to another pod. A record that can be read stays as it is. A damaged file of
+// libcni's cache goes.
 func (n *Network) Restore(pod Pod, att *Attachment) error {
 	if att == nil {
 		return nil
 	}
-	damage := ledger.Read(n.recordPath(pod.ID), &record{})
+	r := &record{}
+	damage := ledger.Read(n.recordPath(pod.ID), r)
+	if damage != nil {
+		var err error
+		if r, err = n.rebuilt(pod, att); err == nil {
+			err = n.replaceRecord(pod.ID, r)
+		}
+		if err != nil {
+			return fmt.Errorf("restore the attachment of %s: %w: %w", pod, damage, err)
+		}
+		klog.InfoS("The record of an attachment was written anew", "pod", pod.ID, "why", damage.Error())
+	}
+	if err := n.mendResult(pod.ID, r, att); err != nil {
+		return fmt.Errorf("restore the attachment of %s: %w", pod, err)
+	}
 	if damage == nil {
 		return nil
 	}
-	r, err := n.rebuilt(pod, att)
-	if err != nil {
-		return fmt.Errorf("restore the attachment of %s: %w: %w", pod, damage, err)
-	}
-	if err := n.replaceRecord(pod.ID, r); err != nil {
-		return fmt.Errorf("restore the attachment of %s: %w: %w", pod, damage, err)
-	}
-	klog.InfoS("The record of an attachment was written anew", "pod", pod.ID, "why", damage.Error())
 	if r.Lease == nil || n.builtin == nil {
 		return nil
 	}

@@ -62,13 +62,8 @@ func (b *Bridge) SetSubnets(subnets []netip.Prefix) error {
 }
 
 func (b *Bridge) setSubnets(subnets []netip.Prefix) error {
-	if len(subnets) == 0 || len(subnets) > 2 || len(subnets) == 2 && subnets[0].Addr().Is4() == subnets[1].Addr().Is4() {
-		return fmt.Errorf("subnets %v: %w: one, or one of IPv4 and one of IPv6", subnets, ErrInvalid)
-	}
-	for _, p := range subnets {
-		if err := checkSubnet(p); err != nil {
-			return err
-		}
+	if err := CheckSubnets(subnets); err != nil {
+		return err
 	}
 	b.config.Subnets = slices.Clone(subnets)
 	old := b.ipams

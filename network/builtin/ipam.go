@@ -32,6 +32,19 @@ func checkSubnet(p netip.Prefix) error {
 	return nil
 }
 
+// CheckSubnets tells why pods cannot have addresses of these, or nil.
+func CheckSubnets(subnets []netip.Prefix) error {
+	if len(subnets) == 0 || len(subnets) > 2 || len(subnets) == 2 && subnets[0].Addr().Is4() == subnets[1].Addr().Is4() {
+		return fmt.Errorf("subnets %v: %w: one, or one of IPv4 and one of IPv6", subnets, ErrInvalid)
+	}
+	for _, p := range subnets {
+		if err := checkSubnet(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func newIPAM(p netip.Prefix) *ipam {
 	room := min(p.Addr().BitLen()-p.Bits(), 21)
 	// Neither the network, the gateway nor a broadcast address.
