@@ -169,8 +169,10 @@ func (c *checker) documents(record *imageRecord) []Damage {
 		err = errors.New("it is not what was written")
 	}
 	add(imageFile, err)
-	add(configFile, checkDocument(dir, configFile, digest.Digest(record.ID)))
-	add(manifestFile, checkDocument(dir, manifestFile, record.Manifest))
+	_, err = readDocument(dir, configFile, digest.Digest(record.ID))
+	add(configFile, err)
+	_, err = readDocument(dir, manifestFile, record.Manifest)
+	add(manifestFile, err)
 	return damage
 }
 
@@ -180,19 +182,20 @@ func (r *imageRecord) same(o *imageRecord) bool {
 		slices.Equal(r.Layers, o.Layers) && slices.Equal(r.Tags, o.Tags) && slices.Equal(r.Digests, o.Digests)
 }
 
-// checkDocument compares a document with its digest.
-func checkDocument(dir, name string, want digest.Digest) error {
-	content, err := os.ReadFile(filepath.Join(dir, name))
+// readDocument reads a document and compares it with its digest.
+func readDocument(dir, name string, want digest.Digest) ([]byte, error) {
+	path := filepath.Join(dir, name)
+	content, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := want.Validate(); err != nil {
-		return fmt.Errorf("%w: %q", err, want)
+		return nil, fmt.Errorf("%s: %w: %q", path, err, want)
 	}
 	if got := want.Algorithm().FromBytes(content); got != want {
-		return fmt.Errorf("%w: want %s, got %s", ErrDigestMismatch, want, got)
+		return nil, fmt.Errorf("%s: %w: want %s, got %s", path, ErrDigestMismatch, want, got)
 	}
-	return nil
+	return content, nil
 }
 
 // repair brings what an image lacks.

@@ -227,15 +227,19 @@ func readLayer(dir string) (*layerRecord, error) {
 func (s *Store) Documents(imageID string) (manifest, config []byte, err error) {
 	s.mu.Lock()
 	e := s.images[imageID]
+	var record *imageRecord
+	if e != nil {
+		record = e.record
+	}
 	s.mu.Unlock()
-	if e == nil {
+	if record == nil {
 		return nil, nil, fmt.Errorf("documents of %s: %w", imageID, ErrNotFound)
 	}
 	dir := s.recordPath(imageID)
-	if manifest, err = os.ReadFile(filepath.Join(dir, manifestFile)); err != nil {
-		return nil, nil, fmt.Errorf("documents of %s: %w", imageID, err)
+	if manifest, err = readDocument(dir, manifestFile, record.Manifest); err == nil {
+		config, err = readDocument(dir, configFile, digest.Digest(imageID))
 	}
-	if config, err = os.ReadFile(filepath.Join(dir, configFile)); err != nil {
+	if err != nil {
 		return nil, nil, fmt.Errorf("documents of %s: %w", imageID, err)
 	}
 	return manifest, config, nil

@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -76,6 +77,9 @@ func parseKeys(rest []byte) ([]publicKey, error) {
 	for {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
+			if bytes.Contains(rest, []byte("-----BEGIN")) {
+				return nil, errors.New("a PEM block in it does not end, or is damaged")
+			}
 			break
 		}
 		switch block.Type {
