@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +13,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/oci"
+	"github.com/cri-runtime/cri-runtime/sandbox/ledger"
 )
 
 const (
@@ -40,15 +43,48 @@ func (c *Config) monitorsCgroup() string {
 	hash := fnv.New32a()
 	_, _ = hash.Write([]byte(c.State))
 	name := fmt.Sprintf("monitors-%08x", hash.Sum32())
-	if known, err := os.ReadFile(filepath.Join(c.State, monitorsFile)); err == nil && filepath.IsAbs(string(known)) && filepath.Base(string(known)) == name {
-		return string(known)
+	if known := readMonitorsFile(filepath.Join(c.State, monitorsFile)); filepath.Base(known) == name {
+		return known
 	}
 	return filepath.Join(c.monitorParent(), name)
 }
 
+// monitorsRecord is the file; older versions wrote the path alone.
+type monitorsRecord struct{ Cgroup string }
+
+// readMonitorsFile returns "" if it is damaged: a cgroup of another name would be
+// made, and the monitors that run not be found.
+func readMonitorsFile(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	if filepath.IsAbs(string(text)) {
+		return string(text)
+	}
+	var r monitorsRecord
+	if err := ledger.Unmarshal(text, &r); err != nil || !filepath.IsAbs(r.Cgroup) {
+		klog.ErrorS(err, "Where the monitors' cgroup is cannot be read, it is taken to be where the configuration says", "file", path)
+		return ""
+	}
+	return r.Cgroup
+}
+
+// keepMonitorsFile writes the file if it does not say so already.
+func keepMonitorsFile(path, place string) error {
+	sealed, err := ledger.Marshal(&monitorsRecord{place})
+	if err != nil {
+		return err
+	}
+	if is, err := os.ReadFile(path); err == nil && bytes.Equal(is, sealed) {
+		return nil
+	}
+	return os.WriteFile(path, sealed, 0o600)
+}
+
 func openMonitorPlace(s *Store) (p monitorPlace, err error) {
 	place := s.config.monitorsCgroup()
-	if err := os.WriteFile(s.state(monitorsFile), []byte(place), 0o600); err != nil {
+	if err := keepMonitorsFile(s.state(monitorsFile), place); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)
 	}
 	if p.cgroup, err = s.cgroups.MakePlain(place); err != nil {

@@ -76,6 +76,7 @@ func TestMutilatedFiles(t *testing.T) {
 			return asJSON(&l, err)
 		},
 		f.ended.root(exitFile): func() (string, error) { return asJSON(conmon.ReadExit(f.ended.root())) },
+		s.state(monitorsFile):  func() (string, error) { return s.config.monitorsCgroup(), nil },
 	} {
 		content, err := os.ReadFile(path)
 		if err != nil {
@@ -215,4 +216,69 @@ func (f *fixture) afterMutilation(t *testing.T, b *Sandbox, c *Container, pod, l
 	if mounts, err := mountsBelow(b.state()); err != nil || !pod && len(mounts) > 0 {
 		t.Errorf("mounts %v are left (%v)", mounts, err)
 	}
+}
+
+// TestMutilatedMarks starts with files whose being there says all: whatever is in
+// them, and in the file that says where the monitors are.
+func TestMutilatedMarks(t *testing.T) {
+	f := setUp(t)
+	b := f.podNamed("pod")
+	c := f.run(b, "running", "sh", "-c", forever)
+	for _, content := range []string{"", "\x00", "{", `{"Cgroup":"/elsewhere/` + filepath.Base(f.config.monitorsCgroup()) + `","crc32c":"00000000"}`, "\xff/" + strings.Repeat("x", 1<<16)} {
+		if err := f.store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		file(t, f.store.state(monitorsFile), content)
+		f.open()
+		c, err := f.store.Container(c.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := f.exec(c, "echo", "here"); got != "here" {
+			t.Errorf("%.20q: exec after the start: %q", content, got)
+		}
+		if place := f.store.config.monitorsCgroup(); !strings.HasPrefix(place, f.config.CgroupParent+"/") {
+			t.Errorf("%.20q: the monitors are taken to be in %s", content, place)
+		}
+	}
+	if err := f.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file(t, b.root(stoppingFile), "\x00rubbish")
+	file(t, b.root(stoppingFile+".tmp"), "{")
+	f.open()
+	f.store.background.Wait()
+	again, err := f.store.Sandbox(b.id)
+	if err != nil || again.Status().State == sandboxReady || !again.record.Stopped {
+		t.Errorf("a stop that was cut off: %v", err)
+	}
+	if found, err := Check(f.config, f.store.Memory()); err != nil || len(found.Findings) > 0 {
+		t.Error(found, err)
+	}
+}
+
+// TestMutilatedReasons: what was moved aside is told whatever has become of the reason.
+func TestMutilatedReasons(t *testing.T) {
+	f := setUp(t)
+	dir := f.store.root("damaged", strings.Repeat("0f", 32)+"-12345678")
+	defer directory(t, dir)()
+	path := filepath.Join(dir, reasonFile)
+	want := Damaged{From: "/from", Reason: "why", Remedy: remedyAside}
+	if err := writeRecord(path, &want, false); err != nil {
+		t.Fatal(err)
+	}
+	want.Dir = dir
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d mutilations", mutilations(content, func(b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := f.store.Damaged()
+		if err != nil || len(got) != 1 || got[0].Dir != dir || got[0].Remedy == "" || got[0].From != "" && got[0] != want {
+			t.Fatalf("%q: %+v %v", b, got, err)
+		}
+	}))
 }

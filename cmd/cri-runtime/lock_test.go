@@ -35,6 +35,30 @@ func TestLockDir(t *testing.T) {
 	}
 }
 
+// What is in a lock file is for people: whatever it is, the lock can be taken.
+func TestMutilatedLock(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, content := range []string{"", "\n", "12", "-1\n", "\x00\xff", "99999999999999999999\n", strings.Repeat("7", 1<<20)} {
+		if err := os.WriteFile(filepath.Join(dir, lockName), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := lockDir(dir)
+		if err != nil {
+			t.Fatalf("%.20q: %v", content, err)
+		}
+		if err := os.WriteFile(lock.Name(), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if name := holder(lock); strings.ContainsAny(name, "\n\x00") || len(name) > 20 {
+			t.Errorf("%.20q: the holder is %q", content, name)
+		}
+		if err := lock.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // CVE-2024-25621: state in directories open to every user.
 func TestLockDirMode(t *testing.T) {
 	t.Parallel()
