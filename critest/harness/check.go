@@ -13,13 +13,19 @@ func (r *Runtime) Check(ctx context.Context) error {
 	if r.options.Peer {
 		return nil
 	}
+	if out, err := r.CheckReport(ctx); err != nil {
+		return fmt.Errorf("%s check: %w: %s", r.Name, err, out)
+	}
+	return nil
+}
+
+// CheckReport returns what the check prints; what it finds is an error, too.
+func (r *Runtime) CheckReport(ctx context.Context, options ...string) (string, error) {
 	args := []string{
 		"check", "--config", filepath.Join(r.Dir, "config.toml"),
 		"--root", filepath.Join(r.Dir, "root"), "--state", filepath.Join(r.Dir, "state"),
 	}
-	cmd := exec.CommandContext(ctx, r.options.Binary, append(args, r.cgroupArguments()...)...) //nolint:gosec // our own binary
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s check: %w: %s", r.Name, err, out)
-	}
-	return nil
+	args = append(append(args, r.cgroupArguments()...), options...)
+	out, err := exec.CommandContext(ctx, r.options.Binary, args...).CombinedOutput() //nolint:gosec // our own binary
+	return string(out), err
 }
