@@ -123,7 +123,7 @@ func (t *tracker) begin(n name, key string) *tracked {
 	defer t.mu.Unlock()
 	t.count++
 	p := &tracked{tracker: t, key: key, head: PullProgress{
-		ID: t.count, Reference: n.String(), State: PullResolving, Started: time.Now().UTC(),
+		ID: t.count, Reference: n.String(), State: PullResolving, Started: time.Now(),
 	}}
 	t.active[t.count] = p
 	return p
@@ -242,7 +242,8 @@ func (p *tracked) end(image *Image, err error) PullProgress {
 	if image != nil {
 		p.head.Image = image.ID
 	}
-	p.head.Ended = time.Now().UTC()
+	// By the monotonic reading of Started: the clock may have been set meanwhile.
+	p.head.Ended = p.head.Started.Add(time.Since(p.head.Started))
 	last := p.snapshot()
 	delete(t.active, p.head.ID)
 	if len(t.ended) >= keptPulls {
@@ -255,6 +256,7 @@ func (p *tracked) end(image *Image, err error) PullProgress {
 // snapshot is the pull now. The caller holds tracker.mu.
 func (p *tracked) snapshot() PullProgress {
 	now := p.head
+	now.Started, now.Ended = now.Started.UTC(), now.Ended.UTC()
 	now.Layers = make([]LayerProgress, 0, len(p.layers))
 	for _, l := range p.layers {
 		at := LayerProgress{Digest: l.digest, State: l.state, Total: l.total}

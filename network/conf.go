@@ -48,7 +48,7 @@ type confDir struct {
 
 // readConfDir reads the files in lexical order up to the first valid one.
 func readConfDir(dir, marks string, now time.Time) *confDir {
-	c := &confDir{marks: marks, fresh: newerThan(marks, now.Add(-settled))}
+	c := &confDir{marks: marks, fresh: changedNear(marks, now)}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		c.err = err
@@ -302,13 +302,14 @@ func fingerprintFile(b []byte, name string) []byte {
 	return append(b, '\n')
 }
 
-// newerThan tells whether a file of the fingerprint changed after t. A line
-// ends with the time of the last change.
-func newerThan(marks string, t time.Time) bool {
+// changedNear tells whether a file of the fingerprint changed so little before or
+// after now that a change to come may have the same time. A line ends with the time of
+// the last change; one that is far in the future is of before the clock was set back.
+func changedNear(marks string, now time.Time) bool {
 	for line := range strings.Lines(marks) {
 		line = strings.TrimSuffix(line, "\n")
 		changed, err := strconv.ParseInt(line[strings.LastIndexByte(line, ' ')+1:], 10, 64)
-		if err == nil && changed > t.UnixNano() {
+		if age := now.UnixNano() - changed; err == nil && age < int64(settled) && age > -int64(settled) {
 			return true
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -267,4 +268,28 @@ func FuzzParseList(f *testing.F) {
 			t.Errorf("bytes of the list are no list: %v", err)
 		}
 	})
+}
+
+// TestConfSetBack: a file whose times are of the future, as the clock was set back
+// since, is read once, and so is one of long ago; a change of either is seen.
+func TestConfSetBack(t *testing.T) {
+	const s = int64(time.Second)
+	now := time.Unix(1000, 0)
+	for _, c := range []struct {
+		name    string
+		changed int64
+		fresh   bool
+	}{
+		{"just now", 1000 * s, true},
+		{"a tick ago", 1000*s - 4e6, true},
+		{"a tick in the future", 1000*s + 4e6, true},
+		{"long ago", 1 * s, false},
+		{"years in the future", 1 << 62, false},
+		{"before 1970", -1 << 62, false},
+	} {
+		marks := "conf 1 2 3 4 5\nconf/10.conflist 1 2 3 4 " + strconv.FormatInt(c.changed, 10) + "\n"
+		if got := changedNear(marks, now); got != c.fresh {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -202,7 +201,7 @@ func (l *launch) makeRecord() error {
 		return err
 	}
 	l.record = containerRecord{
-		ID: l.id, SandboxID: l.box.id, CreatedAt: time.Now().UnixNano(),
+		ID: l.id, SandboxID: l.box.id, CreatedAt: now(l.box.lastNamed(l.config.GetMetadata().GetName())),
 		Config: config, ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
 		Cgroup: l.box.containerCgroup(l.id), Boot: l.store.boot,
 	}

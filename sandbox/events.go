@@ -108,7 +108,7 @@ func (s *Store) emit(id string, b *Sandbox, publish func(), kinds ...runtimeapi.
 // event makes an event of now, with events.mu held.
 func (s *Store) event(kind runtimeapi.ContainerEventType, id string, b *Sandbox) *Event {
 	e := &s.events
-	e.last = max(e.last+1, time.Now().UnixNano())
+	e.last = now(e.last)
 	event := &Event{ID: id, Kind: kind, At: e.last, Sandbox: b.Status()}
 	for _, c := range b.Containers() {
 		event.Containers = append(event.Containers, c.Status())
@@ -121,7 +121,7 @@ func (s *Store) event(kind runtimeapi.ContainerEventType, id string, b *Sandbox)
 func (b *Sandbox) Pod() (*SandboxStatus, []*ContainerStatus, int64) {
 	e := &b.store.events
 	e.mu.Lock()
-	e.last = max(e.last+1, time.Now().UnixNano())
+	e.last = now(e.last)
 	at := e.last
 	e.mu.Unlock()
 	var containers []*ContainerStatus

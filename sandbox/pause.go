@@ -155,7 +155,8 @@ func awaitExit(pidfd, pid int) {
 	}
 }
 
-// startTime returns when a process started, in clock ticks since boot (proc(5)).
+// startTime returns when a process started, in clock ticks since boot (proc(5)),
+// whatever time namespace this daemon is in.
 func startTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
@@ -168,7 +169,35 @@ func startTime(pid int) (uint64, error) {
 	if len(fields) <= field {
 		return 0, fmt.Errorf("read start time of process %d: %w", pid, unix.EINVAL)
 	}
-	return strconv.ParseUint(fields[field], 10, 64)
+	ticks, err := strconv.ParseInt(fields[field], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read start time of process %d: %w", pid, err)
+	}
+	offsets, err := os.ReadFile("/proc/self/timens_offsets")
+	if err != nil {
+		return uint64(ticks), nil //nolint:nilerr // the kernel has no time namespaces
+	}
+	return uint64(ticks - bootOffset(string(offsets))), nil
+}
+
+// userHz is what the kernel tells times to programs in, on all of its architectures
+// that we run on.
+const userHz = 100
+
+// bootOffset returns by how many ticks the time since boot is off here
+// (time_namespaces(7)).
+func bootOffset(offsets string) int64 {
+	for line := range strings.Lines(offsets) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || fields[0] != "boottime" {
+			continue
+		}
+		seconds, err := strconv.ParseInt(fields[1], 10, 64)
+		if err == nil {
+			return seconds * userHz
+		}
+	}
+	return 0
 }
 
 // targetPIDNS returns the PID namespace of another container of the pod.

@@ -41,7 +41,7 @@ type Sandbox struct {
 
 func newSandbox(s *Store, id string, config *runtimeapi.PodSandboxConfig, handler string) *Sandbox {
 	b := &Sandbox{id: id, store: s, verb: newVerbLock(), names: map[string]*flight[*Container]{}, own: map[string]*Container{}}
-	b.record = sandboxRecord{ID: id, Handler: handler, CreatedAt: time.Now().UnixNano(), Boot: s.boot}
+	b.record = sandboxRecord{ID: id, Handler: handler, CreatedAt: now(s.lastOf(config.GetMetadata())), Boot: s.boot}
 	b.record.Cgroup = config.GetLinux().GetCgroupParent()
 	if b.record.Cgroup == "" {
 		b.record.Cgroup = filepath.Join("/", s.config.CgroupParent, id)
@@ -121,6 +121,7 @@ func (b *Sandbox) pod() network.Pod {
 
 // run makes the sandbox, or leaves nothing.
 func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
+	start := time.Now()
 	defer func() {
 		if err == nil {
 			return
@@ -181,7 +182,7 @@ func (b *Sandbox) run(ctx context.Context, f *flight[*Sandbox]) (err error) {
 	})
 	b.store.emit(b.id, b, func() { b.store.addSandbox(b) }, eventCreated, eventStarted)
 	fault.Point("run.published")
-	klog.V(2).InfoS("Sandbox is ready", "pod", b.id, "name", config.GetMetadata().GetName(), "took", time.Since(time.Unix(0, b.record.CreatedAt)))
+	klog.V(2).InfoS("Sandbox is ready", "pod", b.id, "name", config.GetMetadata().GetName(), "took", time.Since(start))
 	return nil
 }
 

@@ -41,6 +41,7 @@ func (c *Container) update(change func(s *ContainerStatus)) bool {
 	old := c.status.Load()
 	next := *old
 	change(&next)
+	next.order()
 	if next.State != old.State && !slices.Contains(nextStates(old.State), next.State) {
 		return false
 	}

@@ -72,19 +72,20 @@ func (m *meter) close() {
 // rate turns a counter into a rate.
 type rate struct {
 	mu    sync.Mutex
-	at    int64
+	at    time.Time
 	usage uint64
 	cores uint64
 	known bool
 }
 
-// add takes a sample and returns the rate over the window that it ends.
-func (r *rate) add(at int64, usage uint64) (cores uint64, known bool) {
+// add takes a sample and returns the rate over the window that it ends. at has its
+// monotonic reading, or the rate would be wrong once the clock is set.
+func (r *rate) add(at time.Time, usage uint64) (cores uint64, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	window := time.Duration(at - r.at)
+	window := at.Sub(r.at)
 	switch {
-	case r.at == 0 || usage < r.usage || window > longestWindow:
+	case r.at.IsZero() || usage < r.usage || window < 0 || window > longestWindow:
 		r.at, r.usage, r.cores, r.known = at, usage, 0, false
 	case window >= shortestWindow:
 		r.cores, r.known = uint64(float64(usage-r.usage)*float64(time.Second)/float64(window)), true
@@ -143,7 +144,8 @@ func (s *Store) usage(m *meter, cgroup string, detail bool) (*Usage, error) {
 	}
 	reader := s.reader()
 	defer s.readers.Put(reader)
-	u := &Usage{At: time.Now().UnixNano(), Cgroup: source.Path(), source: source}
+	at := time.Now()
+	u := &Usage{At: at.UnixNano(), Cgroup: source.Path(), source: source}
 	err = reader.Read(source, &u.CgroupStats, detail)
 	if errors.Is(err, oci.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
@@ -152,7 +154,7 @@ func (s *Store) usage(m *meter, cgroup string, detail bool) (*Usage, error) {
 		return nil, err
 	}
 	if u.CPU.Known {
-		u.NanoCores, u.NanoCoresKnown = m.rate.add(u.At, u.CPU.Usage)
+		u.NanoCores, u.NanoCoresKnown = m.rate.add(at, u.CPU.Usage)
 	}
 	return u, nil
 }

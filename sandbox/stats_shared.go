@@ -34,7 +34,8 @@ func within(outer, inner string) bool {
 
 // sumOf is what a pod uses as the sum of what its running containers use.
 func (b *Sandbox) sumOf(containers []*Usage) *Usage {
-	u := &Usage{At: time.Now().UnixNano(), Cgroup: b.Status().Cgroup}
+	at := time.Now()
+	u := &Usage{At: at.UnixNano(), Cgroup: b.Status().Cgroup}
 	u.CPU.Known, u.Pids.Known = true, true
 	u.Memory = oci.MemoryStats{Known: true, Limit: oci.NoLimit, SwapLimit: oci.NoLimit}
 	u.Pids.Limit = oci.NoLimit
@@ -51,6 +52,6 @@ func (b *Sandbox) sumOf(containers []*Usage) *Usage {
 		}
 		u.Processes += n
 	}
-	u.NanoCores, u.NanoCoresKnown = b.meter.rate.add(u.At, u.CPU.Usage)
+	u.NanoCores, u.NanoCoresKnown = b.meter.rate.add(at, u.CPU.Usage)
 	return u
 }

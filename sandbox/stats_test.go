@@ -18,6 +18,7 @@ import (
 func TestRate(t *testing.T) {
 	var r rate
 	const s = int64(time.Second)
+	start := time.Unix(0, 0) // without a monotonic reading, as if the clock's were the only one
 	for i, step := range []struct {
 		at    int64
 		usage uint64
@@ -31,8 +32,10 @@ func TestRate(t *testing.T) {
 		{1004 * s, 1e9, 0, false},       // a new counter
 		{1014 * s, 200e9, 19.9e9, true}, // many cores
 		{2000 * s, 201e9, 0, false},     // too long ago
+		{1000 * s, 202e9, 0, false},     // before the last: never negative, and not the old rate for ever
+		{1001 * s, 203e9, 1e9, true},
 	} {
-		if cores, known := r.add(step.at, step.usage); cores != step.cores || known != step.known {
+		if cores, known := r.add(start.Add(time.Duration(step.at)), step.usage); cores != step.cores || known != step.known {
 			t.Errorf("step %d: %d, %v", i, cores, known)
 		}
 	}

@@ -368,14 +368,14 @@ func podGone(ctx context.Context, n *node, v *victim) error {
 	_, err := n.CRI.PodSandboxStatus(ctx, v.id, false)
 	_, containerErr := n.status(ctx, v.running.id)
 	if status.Code(err) != codes.NotFound || status.Code(errors.Unwrap(containerErr)) != codes.NotFound {
-		return fmt.Errorf("the pod: %v; its container: %v: %w", err, containerErr, errFault)
+		return fmt.Errorf("the pod and its container: %w", errors.Join(errFault, err, containerErr))
 	}
 	return nil
 }
 
 func containerGone(ctx context.Context, n *node, v *victim) error {
 	if _, err := n.status(ctx, v.running.id); status.Code(errors.Unwrap(err)) != codes.NotFound {
-		return fmt.Errorf("the container: %v: %w", err, errFault)
+		return fmt.Errorf("the container: %w", errors.Join(errFault, err))
 	}
 	answer, err := n.CRI.PodSandboxStatus(ctx, v.id, false)
 	if err == nil && answer.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY {
