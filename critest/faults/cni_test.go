@@ -36,15 +36,32 @@ if [ -e '%[1]s/'"$me-$CNI_COMMAND-$pod" ]; then . '%[1]s/'"$me-$CNI_COMMAND-$pod
 if [ $CNI_COMMAND = ADD ]; then echo '%[2]s'; fi
 if [ $CNI_COMMAND = VERSION ]; then echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}'; fi
 `
-	pluginConflist = `{"cniVersion":"1.1.0","name":"fake","plugins":[{"type":"first"},{"type":"second"}]}`
+	pluginConflist = `{"cniVersion":"1.1.0","name":"fake","plugins":[{"type":"first","capabilities":{"portMappings":true}},{"type":"second"}]}`
 )
 
 // beginCNI runs a daemon whose pods of their own network get the fake plugins,
 // with writers on the built-in one that were there before.
 func beginCNI(t *testing.T) (*plugins, []*writer) {
 	t.Helper()
+	p := beginPlugins(t)
+	if err := p.WriteConflist(""); err != nil {
+		t.Fatal(err)
+	}
+	writers, err := p.writers(t.Context(), 2)
+	if err == nil {
+		err = p.WriteConflist(pluginConflist)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, writers
+}
+
+// beginPlugins runs a daemon whose pods get the fake plugins.
+func beginPlugins(t *testing.T, options ...func(o *harness.Options)) *plugins {
+	t.Helper()
 	dir := t.TempDir()
-	n := begin(t, func(o *harness.Options) { o.Args = append(o.Args, "--cni-bin-dir", dir) })
+	n := begin(t, append(options, func(o *harness.Options) { o.Args = append(o.Args, "--cni-bin-dir", dir) })...)
 	p := &plugins{node: n, dir: dir}
 	for _, name := range []string{"first", "second"} {
 		if err := os.WriteFile(filepath.Join(dir, name), fmt.Appendf(nil, pluginScript, dir, pluginResult), 0o700); err != nil { //nolint:gosec // a plugin is a program
@@ -52,12 +69,9 @@ func beginCNI(t *testing.T) (*plugins, []*writer) {
 		}
 	}
 	n.configure("[network]\nplugin_timeout = \"2s\"\n")
-	serve := func(conflist string) {
-		if err := n.WriteConflist(conflist); err != nil {
-			t.Fatal(err)
-		}
+	if err := n.WriteConflist(pluginConflist); err != nil {
+		t.Fatal(err)
 	}
-	serve(pluginConflist)
 	first, err := n.run(t.Context()) // libcni makes a directory that stays
 	if err == nil {
 		err = n.remove(t.Context(), first)
@@ -68,13 +82,7 @@ func beginCNI(t *testing.T) (*plugins, []*writer) {
 	if n.before, err = n.Residue(); err != nil {
 		t.Fatal(err)
 	}
-	serve("")
-	writers, err := n.writers(t.Context(), 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serve(pluginConflist)
-	return p, writers
+	return p
 }
 
 // configure restarts the daemon with more configuration.

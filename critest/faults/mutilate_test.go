@@ -106,7 +106,7 @@ func TestFilesMutilated(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	chance := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test's, and repeatable
-	rounds := 3
+	rounds := 2
 	if long {
 		rounds = 40
 	}
