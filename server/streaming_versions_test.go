@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -121,6 +122,65 @@ func TestRemoteCommandVersions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// oneConn is a listener for one connection.
+type oneConn struct {
+	net.Listener // its address
+	conns        chan net.Conn
+}
+
+func (l oneConn) Accept() (net.Conn, error) {
+	if c, open := <-l.conns; open {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+// A pipe holds nothing, so that the pong waits until the client reads, which it does after all
+// it has to write.
+func TestPongsThatWait(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ws, err := upgradeWebSocket(w, r, []string{"v5.channel.k8s.io"})
+		if err != nil {
+			return
+		}
+		c := serveChannels(ws, channelStdin)
+		defer c.close()
+		if _, err := io.CopyN(c.writer(channelStdout), c.inboxes[channelStdin], int64(len("hello, pong"))); err != nil {
+			t.Error(err)
+		}
+	}))
+	client, peer := net.Pipe()
+	l := oneConn{Listener: server.Listener, conns: make(chan net.Conn, 1)}
+	l.conns <- peer
+	server.Listener = l
+	server.Start()
+	defer server.Close()
+	defer close(l.conns)
+	dialer := websocket.Dialer{
+		Subprotocols:   []string{"v5.channel.k8s.io"},
+		NetDialContext: func(context.Context, string, string) (net.Conn, error) { return client, nil },
+	}
+	conn, resp, err := dialer.DialContext(t.Context(), "ws://pipe/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	defer conn.Close()
+	c := &channelClient{T: t, Conn: conn}
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	c.SetPongHandler(func(text string) error {
+		c.send(channelStdin, text)
+		return nil
+	})
+	if err := c.WriteControl(websocket.PingMessage, []byte(", pong"), time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	c.send(channelStdin, "hello")
+	c.until(channelStdout, "hello, pong")
 }
 
 func TestPortForwardVersions(t *testing.T) {

@@ -47,7 +47,24 @@ func upgradeWebSocket(w http.ResponseWriter, r *http.Request, protocols []string
 	if err != nil {
 		return nil, fmt.Errorf("WebSocket handshake: %w", err)
 	}
+	answerPings(conn)
 	return conn, nil
+}
+
+// answerPings sends pongs. The library's own handler gives each a second, and after one that took
+// longer nothing can be written to the connection any more: on a node under load, or with a client
+// that reads slowly, that would end the session. A pong that waits stands for those after it.
+func answerPings(ws *websocket.Conn) {
+	var waits atomic.Bool
+	ws.SetPingHandler(func(text string) error {
+		if waits.CompareAndSwap(false, true) {
+			go func() {
+				defer waits.Store(false)
+				_ = ws.WriteControl(websocket.PongMessage, []byte(text), time.Time{}) // until the connection is closed
+			}()
+		}
+		return nil
+	})
 }
 
 func common(a, b []string) bool {

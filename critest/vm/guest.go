@@ -29,6 +29,9 @@ while read -r dir where args; do
 	esac
 	echo "== end $dir $?"
 done <suites
+# What SELinux or AppArmor refused, tests' own attempts among it: the log has it to look at.
+journalctl -b -o cat --no-pager _TRANSPORT=audit -g 'apparmor="DENIED"|avc: +denied' |
+	sed -E 's/.*(apparmor=|avc: )/\1/; s/ (pid|ino)=[0-9]+//g' | sort | uniq -c | sort -rn | head -n 100
 `
 
 // build compiles the tests, without cgo, and lays them and the daemon out.
