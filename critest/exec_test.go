@@ -135,6 +135,53 @@ func TestExecOutputIsCapped(t *testing.T) {
 	if got.ExitCode != 0 && got.ExitCode != 141 {
 		t.Errorf("code %d", got.ExitCode)
 	}
+	// What the answer leaves out was not kept before: the memory that all commands share is
+	// not one command's, and the daemon does not grow with what they write.
+	const flood = 256 << 20
+	pid := node.PID()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil { // VmHWM begins anew
+		t.Fatal(err)
+	}
+	before := highestResident(t, pid)
+	type answer struct {
+		*runtimeapi.ExecSyncResponse
+		err error
+	}
+	flooded := make(chan answer, 1)
+	go func() {
+		got, err := execSync(t.Context(), c.id, 60, "sh", "-c",
+			fmt.Sprintf("head -c %d /dev/zero; touch /flooded; while ! test -e /enough; do usleep 10000; done", flood))
+		flooded <- answer{got, err}
+	}()
+	c.exec(0, "sh", "-c", "while ! test -e /flooded; do usleep 10000; done")
+	beside, err := execSync(t.Context(), c.id, 60, "head", "-c", "8000000", "/dev/zero")
+	if err != nil || len(beside.Stdout) != 8000000 {
+		t.Errorf("of another command beside it %d bytes are kept, want 8000000: %v", len(beside.GetStdout()), err)
+	}
+	c.exec(0, "touch", "/enough")
+	if got := <-flooded; got.err != nil || len(got.Stdout) > 16<<20 || len(got.Stdout) < 15<<20 || got.ExitCode != 0 {
+		t.Errorf("%d bytes, code %d, %v", len(got.GetStdout()), got.GetExitCode(), got.err)
+	}
+	grown := highestResident(t, pid) - before
+	t.Logf("the daemon grew by %d MiB", grown>>20)
+	if grown > flood {
+		t.Errorf("the daemon grew by %d MiB", grown>>20)
+	}
+}
+
+// highestResident is the most memory that a process has had.
+func highestResident(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
 }
 
 func TestExecBigOutput(t *testing.T) {
