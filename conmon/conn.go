@@ -23,7 +23,10 @@ func (m *Monitor) dial() error {
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	err = withAddress(m.dir, func(a *unix.SockaddrUnix) error { return unix.Connect(fd, a) })
+	m.mu.Lock()
+	dir := m.dir
+	m.mu.Unlock()
+	err = withAddress(dir, func(a *unix.SockaddrUnix) error { return unix.Connect(fd, a) })
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
 		err = ErrGone

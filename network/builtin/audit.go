@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -64,12 +65,37 @@ func (a *auditor) conflicts() {
 	}
 }
 
+// The kernel removes a pod's interface some time after its namespace: what belongs
+// to nobody is looked at again before it is found.
+const (
+	strayPause = 50 * time.Millisecond
+	strayLooks = 40
+)
+
 // interfaces compares the bridge's ports with the leases.
 func (a *auditor) interfaces() error {
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("list interfaces: %w", err)
+	for look := 1; ; look++ {
+		links, err := netlink.LinkList()
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("list interfaces: %w", err)
+		}
+		strays, missing := a.compareInterfaces(links)
+		if len(strays) > 0 && look < strayLooks {
+			<-time.After(strayPause)
+			continue
+		}
+		for _, name := range strays {
+			a.findings.Add(name, "this interface on bridge "+a.config.Bridge+" belongs to no sandbox", "remove it by ip link del")
+		}
+		for _, name := range slices.Sorted(maps.Keys(missing)) {
+			a.findings.Add(name, fmt.Sprintf("this interface of sandbox %s is not on bridge %s", missing[name], a.config.Bridge), "stop and remove the sandbox")
+		}
+		return nil
 	}
+}
+
+// compareInterfaces returns the bridge's ports that belong to no lease, and those that are missing with their pod's id.
+func (a *auditor) compareInterfaces(links []netlink.Link) (strays []string, missing map[string]string) {
 	wanted := map[string]string{}
 	for id, l := range a.leases {
 		if len(l.Addresses) > 0 {
@@ -87,16 +113,12 @@ func (a *auditor) interfaces() error {
 			continue
 		}
 		if wanted[name] == "" && strings.HasPrefix(name, "veth") {
-			a.findings.Add(name, "this interface on bridge "+a.config.Bridge+" belongs to no sandbox", "remove it by ip link del")
+			strays = append(strays, name)
 		}
 		delete(wanted, name)
 	}
-	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		if !open[name] && a.serving {
-			a.findings.Add(name, fmt.Sprintf("this interface of sandbox %s is not on bridge %s", wanted[name], a.config.Bridge), "stop and remove the sandbox")
-		}
-	}
-	return nil
+	maps.DeleteFunc(wanted, func(name, _ string) bool { return open[name] || !a.serving })
+	return strays, wanted
 }
 
 // table compares the elements of the maps of host ports with the leases.
