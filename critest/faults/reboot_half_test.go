@@ -83,7 +83,7 @@ func rebootHalfway(t *testing.T, cni bool) {
 		if t.Failed() && r.sweep != nil {
 			n.kill()
 			n.powerOff(false)
-			_ = os.Remove(r.boot)
+			_ = errors.Join(os.Remove(r.boot), os.Truncate(filepath.Join(dir, "pid"), 0))
 		}
 	})
 	n.kill()
