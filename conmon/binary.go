@@ -11,8 +11,8 @@ import (
 )
 
 // lowestFD keeps descriptors that are used by number in a new process away
-// from those that the process is given.
-const lowestFD = 16
+// from those that the process is given: three streams, a program, a pipe and all files there can be.
+const lowestFD = 3 + 2 + slots - slotFiles
 
 // Binary is the monitor's executable: a sealed memory file, so that neither an
 // upgrade nor a container can change what runs.

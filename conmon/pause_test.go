@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -142,5 +143,33 @@ func TestPauseFails(t *testing.T) {
 		}
 		_ = unix.Kill(pid, unix.SIGTERM)
 		_, _ = unix.Wait4(pid, nil, 0, nil)
+	})
+}
+
+// With cgroup v1 a cri-pause has a file for each hierarchy; as many as there can be leave its executable alone.
+func TestPauseWithManyFiles(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	each(t, func(t *testing.T, bin *Binary) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		files := newProgram()
+		files.call("last slot", unix.SYS_WRITE, slot(slots-1), files.text("x"), value(1))
+		files.ready()
+		files.call("reap", opReap)
+		pid, err := bin.Pause(testContext(t), &Pause{Program: files, Files: slices.Repeat([]*os.File{w}, slots-slotFiles)})
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _, _ = unix.Wait4(pid, nil, 0, nil) }()
+		defer func() { _ = unix.Kill(pid, unix.SIGKILL) }()
+		if n, err := r.Read(make([]byte, 2)); n != 1 || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
 	})
 }
