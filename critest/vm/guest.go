@@ -34,6 +34,15 @@ journalctl -b -o cat --no-pager _TRANSPORT=audit -g 'apparmor="DENIED"|avc: +den
 	sed -E 's/.*(apparmor=|avc: )/\1/; s/ (pid|ino)=[0-9]+//g' | sort | uniq -c | sort -rn | head -n 100
 `
 
+// makeImage looks whether there is an image of the guest, and what runs it, and makes them if not.
+func makeImage(ctx context.Context) error {
+	if text, err := exec.CommandContext(ctx, "critest/vm/mkimage").CombinedOutput(); err != nil {
+		said := strings.Split(strings.TrimSpace(string(text)), "\n")
+		return fmt.Errorf("there is no test machine: mkimage: %w: %s", err, said[len(said)-1])
+	}
+	return nil
+}
+
 // build compiles the tests, without cgo, and lays them and the daemon out.
 func build(ctx context.Context, share string, tests []suite, o *options) error {
 	if err := os.RemoveAll(share); err != nil {

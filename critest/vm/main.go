@@ -83,7 +83,7 @@ func main() {
 	flag.StringVar(&o.suites, "suites", "", "packages, all when empty")
 	flag.StringVar(&o.run, "run", "", "tests that match this `pattern`")
 	flag.StringVar(&o.skip, "skip", "", "but not those that match this `pattern`")
-	flag.BoolVar(&o.short, "short", false, "one boot, a few tests: SELinux enforcing with systemd and cgroup v2")
+	flag.BoolVar(&o.short, "short", false, "one boot, a few tests: SELinux enforcing with systemd and cgroup v2; without qemu or an image they are skipped")
 	flag.IntVar(&o.timeout, "timeout", 5400, "`seconds` for the tests of one mode")
 	flag.StringVar(&o.out, "out", "out/vm", "`directory` of what is built and of the logs")
 	flag.Parse()
@@ -101,6 +101,15 @@ func run(ctx context.Context, o *options, w io.Writer) error {
 		return err
 	}
 	tests := chosenSuites(o)
+	if why := makeImage(ctx); why != nil {
+		if !o.short {
+			return why
+		}
+		for _, s := range tests {
+			fmt.Fprintf(w, "%s: %s: skipped: %v\n", chosen[0].name, s.dir, why)
+		}
+		return nil
+	}
 	share := filepath.Join(o.out, "share")
 	if err := build(ctx, share, tests, o); err != nil {
 		return err
