@@ -137,7 +137,7 @@ func limitedHugepages(v2 bool) []string {
 		return nil
 	}
 	controllers, err := os.ReadFile(cgroupRoot + "/cgroup.controllers")
-	limited := exists(cgroupRoot + "/hugetlb")
+	limited := exists(cgroupRoot + "/hugetlb/tasks") // a directory alone is no hierarchy
 	if v2 {
 		limited = err == nil && slices.Contains(strings.Fields(string(controllers)), "hugetlb")
 	}

@@ -23,9 +23,9 @@ const (
 	bufferBytes = 16 << 10
 	// setupTimeout ends a connection that never says a word.
 	setupTimeout = 20 * time.Second
-	// A kubelet has two connections. A client that reads nothing is asked whether
-	// it lives, and its connection closed.
-	maxConnections = 256
+	// A kubelet has two connections, the upstream suite keeps two of each of its 142 specs. A
+	// client that reads nothing is asked whether it lives, and its connection closed.
+	maxConnections = 1024
 	maxPerClient   = 1024 // RPCs under way on one connection
 	maxHeaders     = 64 << 10
 	aliveEvery     = time.Minute
