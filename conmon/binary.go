@@ -10,15 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lowestFD keeps descriptors that are used by number in a new process away
-// from those that the process is given: three streams, a program, a pipe and all files there can be.
-const lowestFD = 3 + 2 + slots - slotFiles
-
 // Binary is the monitor's executable: a sealed memory file, so that neither an
 // upgrade nor a container can change what runs.
 type Binary struct {
 	fd   int
-	path string   // names fd in any process that has inherited it
 	null *os.File // what stands for missing streams
 }
 
@@ -36,17 +31,12 @@ func newBinary(program []byte) (*Binary, error) {
 	if err != nil {
 		return nil, fmt.Errorf("monitor: executable in memory: %w", err)
 	}
-	defer unix.Close(fd)
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowestFD)
-	if err != nil {
-		return nil, fmt.Errorf("monitor: executable in memory: %w", err)
-	}
 	null, err := newNull()
 	if err != nil {
-		unix.Close(high)
+		unix.Close(fd)
 		return nil, fmt.Errorf("monitor: %w", err)
 	}
-	return &Binary{fd: high, path: "/proc/self/fd/" + strconv.Itoa(high), null: null}, nil
+	return &Binary{fd: fd, null: null}, nil
 }
 
 // Close releases the memory file once no monitor runs it.
@@ -87,16 +77,35 @@ func sealedFile(name string, content []byte, executable bool) (int, error) {
 // spawn starts a process of the binary with files as its descriptors from 3.
 func (b *Binary) spawn(argv []string, files []uintptr, attr *syscall.SysProcAttr) (int, error) {
 	null := b.null.Fd()
-	pid, err := syscall.ForkExec(b.path, argv, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   []string{},
-		Files: append([]uintptr{null, null, null}, files...),
-		Sys:   attr,
+	files = append([]uintptr{null, null, null}, files...)
+	fd, release, err := b.executable(files)
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", argv[0], err)
+	}
+	defer release()
+	pid, err := syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(fd), argv, &syscall.ProcAttr{
+		Dir: "/", Env: []string{}, Files: files, Sys: attr,
 	})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	return pid, nil
+}
+
+// executable returns a descriptor of the executable that has its number still when a child that is
+// given these files executes it. Before that the child copies a pipe and such of the files as are in the way to the numbers
+// above the highest of them, and then all of them to 0 and up: what had those numbers is gone.
+func (b *Binary) executable(files []uintptr) (fd int, release func(), err error) {
+	most := len(files)
+	for _, f := range files {
+		most = max(most, int(f))
+	}
+	end := most + len(files) + 3 // a number more for the pipe, and one that is left out
+	if b.fd >= len(files) && b.fd <= most || b.fd > end {
+		return b.fd, func() {}, nil
+	}
+	fd, err = unix.FcntlInt(uintptr(b.fd), unix.F_DUPFD_CLOEXEC, end+1)
+	return fd, func() { unix.Close(fd) }, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 }
 
 // protect sets the OOM score of a process of ours. Without the right to go
