@@ -171,7 +171,6 @@ func TestExecConnectionBreaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await(t, "a monitor for the next container", node.HasSpare)
 	before := goroutines(t)
 	files, _ := descriptors(t)
 	// More than the daemon holds for a command, but not more than the kernel does.
