@@ -23,10 +23,7 @@ func (m *Monitor) dial() error {
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	m.mu.Lock()
-	dir := m.dir
-	m.mu.Unlock()
-	err = withAddress(dir, func(a *unix.SockaddrUnix) error { return unix.Connect(fd, a) })
+	err = withAddress(m.dir, func(a *unix.SockaddrUnix) error { return unix.Connect(fd, a) })
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
 		err = ErrGone

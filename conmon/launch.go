@@ -33,15 +33,6 @@ type Program interface {
 	StepName(i int) string
 }
 
-// Seal makes the memory file in which a program travels; the caller closes it.
-func Seal(p Program) (*os.File, error) {
-	fd, err := sealedFile("program", p.Encode(), false)
-	if err != nil {
-		return nil, fmt.Errorf("program in memory: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "program"), nil
-}
-
 // Launch describes a container to be created. Its files stay the caller's.
 type Launch struct {
 	Dir           string   // the container's state directory; monitor.sock is made in it
@@ -50,7 +41,6 @@ type Launch struct {
 	LogLineBytes  int      // longest piece of a line; 0: 16 KiB; at most 64 KiB
 	OOM           *os.File // memory.events (v2) or memory.oom_control (v1); nil: unknown
 	Program       Program
-	Sealed        *os.File   // what Seal made of Program; nil: it is made here
 	Files         []*os.File // the program's descriptors: slots 8 and up
 	Terminal      bool       // the program hands over a terminal's master with READY
 	Stdin         bool       // stdin is a pipe that is kept open, else a null device
@@ -72,41 +62,9 @@ func (b *Binary) Launch(ctx context.Context, l *Launch) (*Monitor, error) {
 
 // Pending is a monitor without a container.
 type Pending struct {
-	b      *Binary
-	m      *Monitor
-	path   string // of its socket
-	placed bool   // by Place
-}
-
-// Alive tells whether the monitor still waits for its container.
-func (p *Pending) Alive() bool {
-	select {
-	case <-p.m.done:
-		return false
-	default:
-		return true
-	}
-}
-
-// Place moves the monitor to its v1 cgroups, which its launch does not do then. What is
-// started in the meantime would stay behind, but a monitor without a container starts nothing.
-func (p *Pending) Place(tasks []*os.File) error {
-	pid := []byte(strconv.Itoa(p.m.child))
-	for _, f := range tasks {
-		if _, err := f.WriteAt(pid, 0); err != nil {
-			return fmt.Errorf("place monitor %d: %w", p.m.child, err)
-		}
-	}
-	p.placed = true
-	return nil
-}
-
-// Moved is called when the state directory that Spawn was given has been renamed.
-func (p *Pending) Moved(dir string) {
-	p.path = filepath.Join(dir, socketFile)
-	p.m.mu.Lock()
-	defer p.m.mu.Unlock()
-	p.m.dir = dir
+	b    *Binary
+	m    *Monitor
+	path string // of its socket
 }
 
 // Spawn starts a monitor that waits for its work. Its arguments are Dir,
@@ -157,19 +115,12 @@ func (p *Pending) Launch(ctx context.Context, l *Launch) (*Monitor, error) {
 }
 
 func (p *Pending) launch(ctx context.Context, l *Launch) error {
-	program := l.Sealed
-	if program == nil {
-		var err error
-		if program, err = Seal(l.Program); err != nil {
-			return err
-		}
-		defer program.Close()
+	program, err := sealedFile("program", l.Program.Encode(), false)
+	if err != nil {
+		return fmt.Errorf("program in memory: %w", err)
 	}
-	if p.placed {
-		own := *l
-		own.Place, l = nil, &own
-	}
-	request, fds, err := l.request(p.b.null, int(program.Fd()))
+	defer unix.Close(program)
+	request, fds, err := l.request(p.b.null, program)
 	if err != nil {
 		return err
 	}

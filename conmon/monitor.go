@@ -44,12 +44,12 @@ type Status struct {
 // Monitor is a connection to a monitor. All methods may be called at one time
 // from several goroutines.
 type Monitor struct {
+	dir   string
 	child int           // pid when it is this process's child, else 0
 	null  *os.File      // the Binary's
 	done  chan struct{} // closed when exit or gone is decided
 
 	mu       sync.Mutex
-	dir      string   // the container's state directory
 	conn     *os.File // nil once closed
 	calls    map[uint32]*call
 	lastID   uint32

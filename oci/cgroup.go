@@ -101,8 +101,8 @@ func unifiedOnly() bool { return isCgroupFS(cgroupRoot, unix.CGROUP2_SUPER_MAGIC
 // V2 tells whether the host has the unified hierarchy only.
 func (g *Cgroups) V2() bool { return g.v2 }
 
-// At returns the cgroup p, which may or may not exist: what it will be is known before it is made.
-func (g *Cgroups) At(p string) (*Cgroup, error) {
+// at returns the cgroup p, which may or may not exist.
+func (g *Cgroups) at(p string) (*Cgroup, error) {
 	rel, err := cgroupPath(p, g.systemd)
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (g *Cgroups) At(p string) (*Cgroup, error) {
 // Load finds the cgroup that Create made for p. ErrNotFound says that it is
 // nowhere.
 func (g *Cgroups) Load(p string) (*Cgroup, error) {
-	c, err := g.At(p)
+	c, err := g.at(p)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (g *Cgroups) Load(p string) (*Cgroup, error) {
 
 // Children lists the names of the cgroups directly below p, in all hierarchies.
 func (g *Cgroups) Children(p string) ([]string, error) {
-	c, err := g.At(p)
+	c, err := g.at(p)
 	if err != nil {
 		return nil, err
 	}

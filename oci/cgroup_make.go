@@ -22,37 +22,38 @@ import (
 // slice:prefix:name (systemd). When it fails nothing is left that was not
 // there before; a cgroup that exists is taken as it is.
 func (g *Cgroups) Create(p string, r *specs.LinuxResources) (*Cgroup, error) {
-	c, err := g.At(p)
-	if err == nil {
-		err = c.Make()
+	c, err := g.Make(p)
+	if err != nil || r == nil {
+		return c, err
 	}
-	if err == nil && r != nil {
-		err = c.Limit(r)
-	}
-	if err != nil {
+	if err := c.Limit(r); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// Make is the first half of Create, of a cgroup that At named, for who does not know the limits yet.
-func (c *Cgroup) Make() error {
-	err := c.makeAll()
+// Make is the first half of Create, for who does not know the limits yet.
+func (g *Cgroups) Make(p string) (*Cgroup, error) {
+	c, err := g.at(p)
+	if err != nil {
+		return nil, err
+	}
+	err = c.makeAll()
 	fault.Point("cgroup.made")
 	if err != nil {
 		undo(c.made)
-		return fmt.Errorf("create cgroup %s: %w", c.places[0].dir, err)
+		return nil, fmt.Errorf("create cgroup %s: %w", p, err)
 	}
-	return nil
+	return c, nil
 }
 
 // MakePlain makes a cgroup for processes that need no limits. With v2 no controllers are given to what is
 // below its parents: one that has processes, as a service's has, would become threaded, and what is below it invalid.
 func (g *Cgroups) MakePlain(p string) (*Cgroup, error) {
 	if !g.v2 {
-		return g.Create(p, nil)
+		return g.Make(p)
 	}
-	c, err := g.At(p)
+	c, err := g.at(p)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +76,7 @@ func (c *Cgroup) Limit(r *specs.LinuxResources) error {
 	}
 	if err != nil {
 		undo(c.made)
-		return fmt.Errorf("create cgroup %s: %w", c.places[0].dir, err)
+		return fmt.Errorf("create cgroup %s: %w", c.Path(), err)
 	}
 	return nil
 }

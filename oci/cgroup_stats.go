@@ -138,7 +138,7 @@ const (
 
 // StatsSource names the files of the cgroup p, which may or may not exist.
 func (g *Cgroups) StatsSource(p string) (*StatsSource, error) {
-	c, err := g.At(p)
+	c, err := g.at(p)
 	if err != nil {
 		return nil, err
 	}

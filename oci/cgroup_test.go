@@ -38,7 +38,7 @@ func testCgroups(t *testing.T) (*Cgroups, string) {
 		t.Fatal(err)
 	}
 	top := fmt.Sprintf("/cri-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
-	parent, err := g.At(top)
+	parent, err := g.at(top)
 	if err != nil {
 		t.Fatal(err)
 	}

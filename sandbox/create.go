@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -75,14 +76,10 @@ type launch struct {
 	labels  oci.Labels
 	options oci.CompileOptions
 	cgroup  *oci.Cgroup
-	limits  chan *specs.LinuxResources // of the spec, once it is made
-	tasks   []*os.File                 // v1: to join the cgroup by
-	oom     *os.File                   // counts the kills of the cgroup, nil: nothing does
+	tasks   []*os.File // v1: to join the cgroup by
 	pending *conmon.Pending
-	sealed  *os.File       // the launch program
-	log     *os.File       // nil: there is none
 	beside  sync.WaitGroup // what goes on beside the main line of create
-	err     [3]error       // of beside: of the cgroup, the monitor, the bundle
+	err     [3]error       // of beside, one each
 }
 
 // create makes the container, or leaves nothing.
@@ -102,19 +99,10 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 		}
 	}()
 	fault.Point("create.begun")
-	l := &launch{Container: c, config: config, image: image, labels: oci.ContainerLabels(c.box.record.Labels, config), limits: make(chan *specs.LinuxResources, 1)}
+	l := &launch{Container: c, config: config, image: image, labels: oci.ContainerLabels(c.box.record.Labels, config)}
 	if err := l.checkOptions(); err != nil {
 		return err
 	}
-	// The errors of what goes on beside are create's, and the monitor is not needed when there is one.
-	defer func() {
-		close(l.limits)
-		l.beside.Wait()
-		l.close()
-		if err != nil && l.pending != nil {
-			err = errors.Join(err, l.pending.Abandon())
-		}
-	}()
 	f.enter("make directories")
 	if err := l.makeDirectories(); err != nil {
 		return err
@@ -127,14 +115,20 @@ func (c *Container) create(ctx context.Context, f *flight[*Container], config *r
 	if err := l.makeRecord(); err != nil {
 		return err
 	}
-	l.beside.Go(func() { l.err[0] = l.recordAndMakeCgroup() })
-	if l.pending == nil {
-		l.beside.Go(func() { l.pending, l.err[1] = l.store.spawnMonitor(l.state()) })
-	}
+	l.prepareBeside()
+	// Its errors are create's, and the monitor is not needed when there is one.
+	defer func() {
+		l.beside.Wait()
+		closeAll(l.tasks) // of a container that was not made
+		if err != nil && l.pending != nil {
+			err = errors.Join(err, l.pending.Abandon())
+		}
+	}()
 	f.enter("mount the root file system")
 	if err := l.mountRootfs(); err != nil {
 		return err
 	}
+	defer l.close()
 	fault.Point("create.rootfs.mounted")
 	m, err := l.makeProcess(ctx, f)
 	if err != nil {
@@ -165,16 +159,8 @@ func (l *launch) makeProcess(ctx context.Context, f *flight[*Container]) (*conmo
 	if err := l.relabelVolumes(ctx); err != nil {
 		return nil, err
 	}
-	l.limits <- l.spec.Linux.Resources
-	f.enter("prepare mount points")
-	if err := l.prepareImage(); err != nil {
-		return nil, err
-	}
-	if err := l.compile(); err != nil {
-		return nil, err
-	}
-	f.enter("make the cgroup and its limits")
-	if err := l.awaitBeside(); err != nil {
+	f.enter("prepare mount points and limits")
+	if err := l.prepare(); err != nil {
 		return nil, err
 	}
 	fault.Point("create.prepared")
@@ -184,30 +170,29 @@ func (l *launch) makeProcess(ctx context.Context, f *flight[*Container]) (*conmo
 
 // close closes what only the making of the container needs.
 func (l *launch) close() {
-	closeAll(l.tasks) // of a container that was not made
-	for _, f := range append(l.sources, l.rootfs, l.userNS, l.sealed, l.log, l.oom) {
+	for _, f := range append(l.sources, l.rootfs, l.userNS) {
 		if f != nil {
 			_ = f.Close() // nothing was written
 		}
 	}
 }
 
-// makeDirectories makes the container's directories; a monitor may be in one of them already.
 func (l *launch) makeDirectories() error {
-	err := os.Mkdir(l.root(), 0o700)
-	if err == nil {
-		l.pending, err = l.store.spare.take(l.state())
-	}
-	if err != nil {
-		return fmt.Errorf("make container: %w", err)
+	for _, dir := range []string{l.root(), l.state()} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("make container: %w", err)
+		}
 	}
 	fault.Point("create.directories.made")
 	return nil
 }
 
-// makeRecord makes all of the record but its config.
 func (l *launch) makeRecord() error {
 	log, err := logPath(l.box.Status().Config, l.config)
+	if err != nil {
+		return err
+	}
+	config, err := encodeMessage(l.config)
 	if err != nil {
 		return err
 	}
@@ -217,11 +202,10 @@ func (l *launch) makeRecord() error {
 	}
 	l.record = containerRecord{
 		ID: l.id, SandboxID: l.box.id, CreatedAt: now(l.box.lastNamed(l.config.GetMetadata().GetName())),
-		ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
+		Config: config, ImageID: l.image.ID, VolumeImages: l.image.volumeIDs(), StopSignal: signal, LogPath: log,
 		Cgroup: l.box.containerCgroup(l.id), Boot: l.store.boot,
 	}
-	l.cgroup, err = l.store.cgroups.At(l.record.Cgroup)
-	return err
+	return nil
 }
 
 // logPath joins the pod's log directory and the container's path below it.
@@ -309,42 +293,43 @@ func (l *launch) podNamespaces(ctx context.Context) (oci.Namespaces, error) {
 	return n, err
 }
 
-// awaitBeside waits for all that the launch needs; the bundle is written beside that.
-func (l *launch) awaitBeside() error {
+// prepareBeside does what needs nothing of the image: it starts a monitor without its work, and makes the
+// cgroup after the record. What the root file system has outside of the container's directory ends with the daemon.
+func (l *launch) prepareBeside() {
+	l.beside.Go(func() {
+		l.pending, l.err[1] = l.store.binary.Spawn(l.state(), l.store.monitors.dir, l.store.host.ClampOOMScoreAdj(monitorOOMScoreAdj))
+	})
+	l.beside.Go(func() { l.err[0] = l.recordAndMakeCgroup() })
+}
+
+func (l *launch) recordAndMakeCgroup() (err error) {
+	if err := writeRecord(l.root(containerFile), &l.record, false); err != nil {
+		return err
+	}
+	fault.Point("create.recorded")
+	if l.cgroup, err = l.store.cgroups.Make(l.record.Cgroup); err != nil {
+		return err
+	}
+	l.tasks, err = openJoins(l.cgroup.JoinPaths())
+	return err
+}
+
+// prepare sets the limits beside what the launch needs in the image.
+func (l *launch) prepare() error {
 	l.beside.Wait()
 	if err := errors.Join(l.err[:]...); err != nil {
+		return err
+	}
+	l.beside.Go(func() { l.err[0] = l.cgroup.Limit(l.spec.Linux.Resources) })
+	err := l.prepareImage()
+	l.beside.Wait()
+	if err = errors.Join(l.err[0], err); err != nil {
 		return err
 	}
 	l.beside.Go(func() { l.err[2] = l.writeBundle() })
 	return nil
 }
 
-// recordAndMakeCgroup does what needs nothing of the image, beside what does: it makes the cgroup after the record. What
-// the root file system has outside of the container's directory ends with the daemon.
-func (l *launch) recordAndMakeCgroup() (err error) {
-	if l.record.Config, err = encodeMessage(l.config); err != nil {
-		return err
-	}
-	if err := writeRecord(l.root(containerFile), &l.record, false); err != nil {
-		return err
-	}
-	fault.Point("create.recorded")
-	if err := l.cgroup.Make(); err != nil {
-		return err
-	}
-	if l.tasks, err = openJoins(l.cgroup.JoinPaths()); err != nil {
-		return err
-	}
-	if l.oom, err = l.cgroup.OOMFile(); err != nil {
-		return err
-	}
-	if limits, made := <-l.limits; made {
-		return l.cgroup.Limit(limits)
-	}
-	return nil // create has failed
-}
-
-// prepareImage makes what the launch needs in the image.
 func (l *launch) prepareImage() (err error) {
 	o := &l.options
 	if err := l.openSources(); err != nil {
@@ -375,6 +360,79 @@ func (l *launch) writeBundle() error {
 	return nil
 }
 
+// launch starts the monitor; it returns once the child waits for Start.
+func (l *launch) launch(ctx context.Context) (*conmon.Monitor, error) {
+	o := &l.options
+	o.Own = [3]bool{l.config.GetStdin(), true, true}
+	if err := l.store.compileOptions(o, l.cgroup, l.spec.Linux.Seccomp); err != nil {
+		return nil, err
+	}
+	program, err := oci.Compile(l.spec, o)
+	if err != nil {
+		return nil, err
+	}
+	var open fileList
+	defer open.close()
+	files, err := l.programFiles(&open, program)
+	if err != nil {
+		return nil, err
+	}
+	fault.Point("create.files.opened")
+	exitDir := open.dir(l.root())
+	log := open.keep(l.openLog())
+	oom := open.keep(l.cgroup.OOMFile())
+	if open.err != nil {
+		return nil, open.err
+	}
+	fault.Point("create.log.opened")
+	l.program = program
+	pending := l.pending
+	l.pending = nil // from here on it ends by itself when the launch fails
+	return pending.Launch(ctx, &conmon.Launch{
+		Dir: l.state(), ExitDir: exitDir, Log: log, LogLineBytes: l.store.config.LogLineBytes, OOM: oom,
+		Program: program, Files: files,
+		Terminal: l.spec.Process.Terminal, Stdin: l.config.GetStdin(), Place: l.store.monitors.tasks,
+	})
+}
+
+// programFiles opens what the program wants, in its order.
+func (l *launch) programFiles(open *fileList, program *oci.Program) ([]*os.File, error) {
+	files, tasks := []*os.File(nil), l.tasks
+	for _, kind := range program.Files {
+		switch kind {
+		case oci.FileRoot:
+			files = append(files, l.rootfs)
+		case oci.FileMountNS:
+			ns := l.store.emptyNS
+			if l.userNS != nil {
+				ns = l.store.userNS
+			}
+			files = append(files, ns)
+		case oci.FilePIDNS:
+			files = append(files, open.file(pidNamespace(l.spec)))
+		case oci.FileCgroup:
+			files = append(files, open.keep(l.cgroup.Dir()))
+		case oci.FileTasks:
+			files, tasks = append(files, tasks[0]), tasks[1:]
+		case oci.FileTerminal, oci.FileResume: // of other programs
+		case oci.FileSource:
+			files = append(files, l.sources[0])
+		default: // the ones after it
+			files = append(files, l.sources[kind-oci.FileSource])
+		}
+	}
+	return files, open.err
+}
+
+func pidNamespace(spec *specs.Spec) string {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path
+		}
+	}
+	return ""
+}
+
 // publish makes the container known.
 func (l *launch) publish(m *conmon.Monitor) {
 	c := l.Container
@@ -392,4 +450,35 @@ func (l *launch) publish(m *conmon.Monitor) {
 	c.store.emit(c.id, c.box, func() { c.store.addContainer(c) }, eventCreated)
 	fault.Point("create.published")
 	c.store.watchers.Go(func() { c.watch(m) })
+}
+
+// fileList collects files to be closed together; the first error sticks.
+type fileList struct {
+	files []*os.File
+	err   error
+}
+
+func (l *fileList) keep(f *os.File, err error) *os.File {
+	if err != nil {
+		l.err = errors.Join(l.err, err)
+		return nil
+	}
+	if f != nil {
+		l.files = append(l.files, f)
+	}
+	return f
+}
+
+func (l *fileList) file(path string) *os.File {
+	return l.keep(os.OpenFile(path, os.O_RDONLY, 0))
+}
+
+func (l *fileList) dir(path string) *os.File {
+	return l.keep(os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0))
+}
+
+func (l *fileList) close() {
+	for _, f := range l.files {
+		_ = f.Close() // read-only, or handed over already
+	}
 }

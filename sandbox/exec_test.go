@@ -315,7 +315,6 @@ func awaitNoSubCgroups(t *testing.T, f *fixture) {
 func TestExecLeavesNoDescriptor(t *testing.T) {
 	f := setUp(t)
 	c := f.run(f.pod(), "c", "sleep", "1000")
-	f.awaitSpare()
 	exec := func(terminal bool) {
 		if _, err := c.Exec(testContext(t), []string{"true"}, Streams{Stdin: strings.NewReader("x"), Stdout: newSink(), Terminal: terminal}); err != nil {
 			t.Fatal(err)

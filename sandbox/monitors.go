@@ -83,9 +83,6 @@ func keepMonitorsFile(path, place string) error {
 }
 
 func openMonitorPlace(s *Store) (p monitorPlace, err error) {
-	if err := s.spare.open(s); err != nil {
-		return p, err
-	}
 	place := s.config.monitorsCgroup()
 	if err := keepMonitorsFile(s.state(monitorsFile), place); err != nil {
 		return p, fmt.Errorf("make the monitors' cgroup: %w", err)

@@ -73,7 +73,6 @@ type Store struct {
 	emptyNS  *os.File // the mount namespace that containers start from
 	userNS   *os.File // the same for those with a user namespace, nil where there can be none
 	monitors monitorPlace
-	spare    spare
 	filters  seccomp.Cache
 	measurer *measurer
 	features Features
@@ -216,7 +215,7 @@ func (s *Store) Close() error {
 	if len(s.Containers()) == 0 {
 		wait = monitorEndTimeout
 	}
-	all = errors.Join(all, s.spare.close(), s.monitors.close(wait))
+	all = errors.Join(all, s.monitors.close(wait))
 	// The parent of pods that named none, which other daemons may use too.
 	if s.cgroups != nil {
 		if parent, err := s.cgroups.Load(filepath.Join("/", s.config.CgroupParent)); err == nil {

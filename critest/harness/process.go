@@ -89,15 +89,8 @@ func (r *Runtime) processes() ([]string, error) {
 		return nil, err
 	}
 	self := os.Getpid()
-	spare := r.HasSpare()
 	var out []string
 	for _, p := range Descendants(table, self) {
-		// A test may run the daemon by way of other programs.
-		ours := p.Parent == r.PID() || strings.HasPrefix(table[p.Parent].Command, "cri-runtime") && !r.foreign(table, p)
-		if spare && ours && p.Command == "cri-monitor" && !r.inUse(p.PID) {
-			spare = false // there is one at most
-			continue
-		}
 		if p.PID == r.PID() || p.Command == "nft" || p.Command == "ip" {
 			continue
 		}
@@ -112,22 +105,6 @@ func (r *Runtime) processes() ([]string, error) {
 		out = append(out, fmt.Sprintf("%d (%s, parent %d)", p.PID, p.Command, p.Parent))
 	}
 	return out, nil
-}
-
-// HasSpare tells whether the daemon keeps a monitor ready for the next container.
-func (r *Runtime) HasSpare() bool {
-	_, err := os.Stat(filepath.Join(r.Dir, "state", "spare", "monitor.sock"))
-	return err == nil
-}
-
-// inUse tells whether a monitor has a container: it holds its directory open.
-func (r *Runtime) inUse(pid int) bool {
-	fds := fmt.Sprintf("/proc/%d/fd", pid)
-	all, err := names(fds)
-	return err == nil && slices.ContainsFunc(all, func(fd string) bool {
-		target, err := os.Readlink(filepath.Join(fds, fd))
-		return err == nil && strings.HasPrefix(target, filepath.Join(r.Dir, "root", "containers"))
-	})
 }
 
 func (r *Runtime) own(pid int) bool { return pid == r.PID() }

@@ -137,7 +137,7 @@ func (r *Runtime) leases() ([]string, error) {
 	return out, err
 }
 
-// files lists what is below root and state; images may stay, and a spare monitor.
+// files lists what is below root and state; images may stay.
 func (r *Runtime) files() ([]string, error) {
 	if r.options.Peer {
 		return nil, nil // its database keeps what it likes
@@ -152,7 +152,7 @@ func (r *Runtime) files() ([]string, error) {
 			if err != nil {
 				return err
 			}
-			if d.IsDir() && (path == filepath.Join(base, "images") || path == filepath.Join(r.Dir, "state", "spare")) {
+			if d.IsDir() && path == filepath.Join(base, "images") {
 				return fs.SkipDir
 			}
 			rel, err := filepath.Rel(r.Dir, path)
